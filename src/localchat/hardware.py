@@ -1,0 +1,50 @@
+"""What this machine offers: cores that this process may use, and memory that is available."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use: affinity and cgroup quota respected, at least 1.
+
+    Two hardware threads of one core share its arithmetic units, so a second compute thread there gains nothing; on
+    virtual machines the kernel often hides that, and every processor it shows counts.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_core_of(cpu) for cpu in allowed}
+    return max(1, min(len(cores), _cgroup_quota()))
+
+
+def _core_of(cpu: int) -> str:
+    """The kernel's list of the hardware threads that share a core with `cpu`."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_quota() -> int:
+    """Whole processors that the cgroup's quota pays for; many where there is no quota."""
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return 1 << 16
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping: the system's estimate, or what the cgroup still allows."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        available = min(available, max(0, limit - used))
+    except (OSError, ValueError):
+        pass
+    return available

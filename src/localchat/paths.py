@@ -1,0 +1,123 @@
+"""Where localchat keeps its files, and how its folders are made private.
+
+`LOCALCHAT_HOME` moves all of them under one folder (tests, a USB stick). The runtime folder alone may stay outside it:
+a Unix socket's path holds 107 bytes, so a deep home gets a short runtime folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from localchat.errors import LocalchatError
+
+_SOCKET_NAME = "host.sock"
+# sun_path is 108 bytes on Linux and 104 on macOS, with a closing NUL.
+_SOCKET_PATH_LIMIT = 107 if sys.platform.startswith("linux") else 103
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Every place localchat reads or writes; nothing is created by asking."""
+
+    config: Path
+    data: Path
+    cache: Path
+    state: Path
+    runtime: Path
+
+    @property
+    def settings(self) -> Path:
+        """The person's settings (`settings.toml`)."""
+        return self.config / "settings.toml"
+
+    @property
+    def own_catalogue(self) -> Path:
+        """The person's own `models.toml`, which adds to the shipped one and overrides it."""
+        return self.config / "models.toml"
+
+    @property
+    def models(self) -> Path:
+        """The model files, under plain names."""
+        return self.data / "models"
+
+    @property
+    def host_log(self) -> Path:
+        """What the engine process wrote, the last run at the end."""
+        return self.state / "host.log"
+
+    @property
+    def socket(self) -> Path:
+        """The host's Unix socket."""
+        return self.runtime / _SOCKET_NAME
+
+    @property
+    def host_lock(self) -> Path:
+        """Held by the host for as long as it lives: one host per user and home."""
+        return self.runtime / "host.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by a client while it starts a host, so that two clients start one."""
+        return self.runtime / "start.lock"
+
+
+@cache
+def paths() -> Paths:
+    """The places of this process, from `LOCALCHAT_HOME` or the platform's conventions."""
+    home = os.environ.get("LOCALCHAT_HOME")
+    if home:
+        root = Path(home).expanduser().absolute()
+        return Paths(
+            config=root, data=root, cache=root / "cache", state=root, runtime=_runtime_for(root / "run", str(root))
+        )
+    from platformdirs import PlatformDirs
+
+    dirs = PlatformDirs("localchat", appauthor=False)
+    return Paths(
+        config=dirs.user_config_path,
+        data=dirs.user_data_path,
+        cache=dirs.user_cache_path,
+        state=dirs.user_state_path,
+        runtime=_runtime_for(dirs.user_runtime_path, str(dirs.user_data_path)),
+    )
+
+
+def _runtime_for(wanted: Path, identity: str) -> Path:
+    """`wanted`, unless a socket in it could not be bound: then a short folder that `identity` alone decides."""
+    if len(os.fsencode(wanted / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
+        return wanted
+    import hashlib
+
+    digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:12]
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base and Path(base).is_dir() and len(base) < 60:
+        return Path(base) / f"localchat-{digest}"
+    return Path(tempfile.gettempdir()) / f"localchat-{user}-{digest}"
+
+
+def private_folder(folder: Path, *, shared_parent: bool = False) -> Path:
+    """Make `folder` (and its parents), for this user only (0700) whatever the umask; return it.
+
+    `shared_parent`: others may write beside it (a runtime folder under /tmp), so it must be ours and private.
+    Raises `LocalchatError` with the next step where the folder cannot be made or is not ours.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if shared_parent and (status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode)):
+            raise LocalchatError(f"{folder} belongs to another user: remove it, or set LOCALCHAT_HOME to a short path")
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise LocalchatError(
+            f"cannot use the folder {folder} ({error.strerror}): "
+            "make it writable, or set LOCALCHAT_HOME to a folder that is"
+        ) from error
+    return folder

@@ -1,0 +1,324 @@
+"""The messages that cross the socket: OpenAI chat completions, plus what localchat adds (always optional).
+
+These structs are the one representation of a message: the faces build them, the client sends them, the host and the
+engine read them. Field names are OpenAI's where OpenAI has one, llama.cpp's where it has (`top_k`, `min_p`,
+`repeat_penalty`), and DeepSeek's for reasoning (`reasoning_content`). Times are milliseconds, sizes bytes.
+
+Reference: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+CHAT_PATH = "/v1/chat/completions"
+MODELS_PATH = "/v1/models"
+HEALTH_PATH = "/health"
+STATUS_PATH = "/localchat/status"
+LOAD_PATH = "/localchat/load"
+UNLOAD_PATH = "/localchat/unload"
+TOKENIZE_PATH = "/localchat/tokenize"
+STOP_PATH = "/localchat/stop"
+
+VERSION_HEADER = "X-Localchat-Version"
+"""A client names its version with each request; a host of another version answers 409 and makes room for its own."""
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+Stage = Literal["queued", "loading", "reading"]
+
+
+class Text(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+    """One part of a message that came as a list of parts; localchat takes text only."""
+
+    text: str
+
+
+class Message(msgspec.Struct, omit_defaults=True, frozen=True):
+    """One turn of a conversation. `reasoning_content` is what an assistant thought before it answered."""
+
+    role: Role
+    content: str | list[Text] | None = ""
+    reasoning_content: str | None = None
+    name: str | None = None
+
+    def text(self) -> str:
+        """The content as one string, whatever form it came in."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content or [])
+
+
+class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_fields=True):
+    """How the next token is chosen; None means the model's recommended value, or the engine's.
+
+    The meanings are llama.cpp's: `top_k` 0 and `top_p` 1 switch a filter off, `temperature` 0 always takes the likeliest
+    token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+
+
+class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What a request may ask of localchat beyond the standard.
+
+    `context`: the context window wanted, in tokens. `thinking`: switch a model's thinking on or off where its template
+    can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it. `progress`: send
+    progress chunks (they have no choices, which foreign clients do not expect).
+    """
+
+    overflow: Literal["error", "slide"] = "error"
+    thinking: bool | None = None
+    context: int | None = None
+    progress: bool = False
+
+
+class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):
+    """OpenAI's `stream_options`."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+    """The body of `POST /v1/chat/completions`. Fields that only a hosted service knows are ignored."""
+
+    messages: list[Message]
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    n: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    reasoning_effort: str | None = None
+    localchat: Extras | None = None
+
+    def sampling(self) -> Sampling:
+        """The sampling fields on their own."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
+
+    def token_limit(self) -> int | None:
+        """How many tokens the answer may have, thinking included; None is as many as fit."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def stop_strings(self) -> list[str]:
+        """The stop strings as a list."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class PromptDetails(msgspec.Struct, omit_defaults=True, frozen=True):
+    """OpenAI's place for the tokens that did not have to be read again."""
+
+    cached_tokens: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Exact token counts of one request. `completion_tokens` includes thinking and the end-of-generation token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Where the time went, in milliseconds since the request reached the engine; rates in tokens per second.
+
+    `prompt_tokens_per_second` counts only tokens that were read, not cached ones; a rate is 0 where nothing was timed.
+    """
+
+    load_ms: float = 0.0
+    prefill_ms: float = 0.0
+    first_token_ms: float = 0.0
+    tokens_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    total_ms: float = 0.0
+
+
+class Progress(msgspec.Struct, omit_defaults=True, frozen=True):
+    """How far loading (bytes, or 0 to 1) or reading the prompt (tokens) is; `eta_ms` None where it cannot be told yet."""
+
+    stage: Stage
+    done: float
+    total: float
+    eta_ms: float | None = None
+
+
+class Report(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What a response chunk may carry beyond the standard: progress on the way, the rest at the end."""
+
+    progress: Progress | None = None
+    cached_tokens: int | None = None
+    dropped_messages: int = 0
+    context: int | None = None
+    seed: int | None = None
+    timings: Timings | None = None
+    warnings: list[str] = []
+
+
+class Delta(msgspec.Struct, omit_defaults=True, frozen=True):
+    """A piece of an answer."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One alternative of a streamed chunk; localchat makes one."""
+
+    index: int = 0
+    delta: Delta = Delta()
+    finish_reason: str | None = None
+
+
+class ErrorBody(msgspec.Struct, omit_defaults=True, frozen=True):
+    """OpenAI's error object; foreign servers put numbers, strings or nothing into `code`."""
+
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+
+
+class ErrorResponse(msgspec.Struct, frozen=True):
+    """The body of every answer that is not 200."""
+
+    error: ErrorBody
+
+
+class Chunk(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+    """One server-sent event of a streamed answer; `error` ends a stream that had already begun."""
+
+    id: str = ""
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str = ""
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    localchat: Report | None = None
+    error: ErrorBody | None = None
+
+
+class CompletionMessage(msgspec.Struct, omit_defaults=True, frozen=True):
+    """The whole answer of a request that was not streamed."""
+
+    content: str | None
+    role: str = "assistant"
+    reasoning_content: str | None = None
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One alternative of a whole answer."""
+
+    message: CompletionMessage
+    finish_reason: str | None
+    index: int = 0
+
+
+class Completion(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+    """The body of an answer that was not streamed."""
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    localchat: Report | None = None
+
+
+class ModelCard(msgspec.Struct, omit_defaults=True, frozen=True):
+    """One entry of `GET /v1/models`."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """The body of `GET /v1/models`."""
+
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class LoadRequest(msgspec.Struct, omit_defaults=True, frozen=True):
+    """The body of `POST /localchat/load`: have this model warm."""
+
+    model: str = ""
+    context: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct, omit_defaults=True, frozen=True):
+    """The body of `POST /localchat/tokenize`: how many tokens would this text be?"""
+
+    text: str
+    model: str = ""
+
+
+class TokenizeResponse(msgspec.Struct, frozen=True):
+    """Token ids of a text, none of them a control token."""
+
+    tokens: list[int]
+
+
+class LoadedModel(msgspec.Struct, frozen=True):
+    """What is in memory. Sizes are bytes, `context` tokens, `architecture` is llama.cpp's name for it."""
+
+    name: str
+    path: str
+    architecture: str
+    parameters: int
+    file_bytes: int
+    context: int
+    context_trained: int
+    kv_bytes: int
+    threads: int
+
+
+class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+    """The body of `GET /localchat/status`.
+
+    `resident_bytes` counts the whole host with file-backed pages, `anonymous_bytes` without; `leaves_in_s` is when the
+    host ends if nobody asks anything (None: never, or busy).
+    """
+
+    version: str
+    pid: int
+    started: float
+    idle_s: float
+    leaves_in_s: float | None = None
+    active: int = 0
+    queued: int = 0
+    answered: int = 0
+    resident_bytes: int = 0
+    anonymous_bytes: int = 0
+    address: str = ""
+    log: str = ""
+    model: LoadedModel | None = None
