@@ -38,9 +38,7 @@ def _cgroup_quota() -> int:
 
 def available_memory() -> int:
     """Bytes that can be used without swapping: the system's estimate, or what the cgroup still allows."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
+    available = _system_memory()
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
@@ -48,3 +46,16 @@ def available_memory() -> int:
     except (OSError, ValueError):
         pass
     return available
+
+
+def _system_memory() -> int:
+    # Linux's own figure first: psutil computes the same and takes 20 ms of an engine's start to import.
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -84,22 +84,27 @@ def paths() -> Paths:
         data=dirs.user_data_path,
         cache=dirs.user_cache_path,
         state=dirs.user_state_path,
-        runtime=_runtime_for(dirs.user_runtime_path, str(dirs.user_data_path)),
+        runtime=_runtime_for(_login_runtime(), str(dirs.user_data_path)),
     )
 
 
-def _runtime_for(wanted: Path, identity: str) -> Path:
+def _login_runtime() -> Path | None:
+    """The folder that a login session keeps for sockets; there is none over ssh on some systems, or in a container."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(base) / "localchat" if base and Path(base).is_dir() else None
+
+
+def _runtime_for(wanted: Path | None, identity: str) -> Path:
     """`wanted`, unless a socket in it could not be bound: then a short folder that `identity` alone decides."""
-    if len(os.fsencode(wanted / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
+    if wanted and len(os.fsencode(wanted / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
         return wanted
     import hashlib
 
     digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:12]
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if base and Path(base).is_dir() and len(base) < 60:
-        return Path(base) / f"localchat-{digest}"
-    return Path(tempfile.gettempdir()) / f"localchat-{user}-{digest}"
+    base = _login_runtime()
+    if base and len(str(base)) < 60:
+        return base.with_name(f"localchat-{digest}")
+    return Path(tempfile.gettempdir()) / f"localchat-{os.getuid()}-{digest}"
 
 
 def private_folder(folder: Path, *, shared_parent: bool = False) -> Path:

@@ -9,7 +9,7 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,6 +24,16 @@ STOP_PATH = "/localchat/stop"
 
 VERSION_HEADER = "X-Localchat-Version"
 """A client names its version with each request; a host of another version answers 409 and makes room for its own."""
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=10)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveCount = Annotated[int, msgspec.Meta(gt=0)]
+RepeatPenalty = Annotated[float, msgspec.Meta(gt=0, le=10)]
+TopK = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
+RepeatWindow = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
@@ -58,16 +68,16 @@ class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_f
     token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
     """
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    typical_p: Share | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    repeat_last_n: RepeatWindow | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Seed | None = None
 
 
 class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -80,7 +90,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
 
     overflow: Literal["error", "slide"] = "error"
     thinking: bool | None = None
-    context: int | None = None
+    context: PositiveCount | None = None
     progress: bool = False
 
 
@@ -97,19 +107,19 @@ class ChatRequest(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True)
     model: str = ""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: PositiveCount | None = None
+    max_completion_tokens: PositiveCount | None = None
     stop: str | list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    typical_p: Share | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    repeat_last_n: RepeatWindow | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: Seed | None = None
     n: int | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
@@ -272,7 +282,7 @@ class LoadRequest(msgspec.Struct, omit_defaults=True, frozen=True):
     """The body of `POST /localchat/load`: have this model warm."""
 
     model: str = ""
-    context: int | None = None
+    context: PositiveCount | None = None
 
 
 class TokenizeRequest(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -306,7 +316,7 @@ class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     """The body of `GET /localchat/status`.
 
     `resident_bytes` counts the whole host with file-backed pages, `anonymous_bytes` without; `leaves_in_s` is when the
-    host ends if nobody asks anything (None: never, or busy).
+    host ends if nobody asks anything (None: never, or busy). `on_demand`: a client started it, nobody watches it.
     """
 
     version: str
@@ -314,6 +324,7 @@ class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     started: float
     idle_s: float
     leaves_in_s: float | None = None
+    on_demand: bool = False
     active: int = 0
     queued: int = 0
     answered: int = 0

@@ -34,6 +34,17 @@ def safe_text(text: str) -> str:
     return text.translate(_TABLE)
 
 
+def safe_json(document: bytes) -> str:
+    """A JSON document with those characters escaped inside its strings: as safe to print, and no value is changed."""
+    text = document.decode()
+    return "".join(_escape(character) if ord(character) > 0x7E and ord(character) in _TABLE else character for character in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", errors="surrogatepass").hex()
+    return "".join(f"\\u{units[start : start + 4]}" for start in range(0, len(units), 4))
+
+
 def safe_line(text: str) -> str:
     """`text` as one safe line: for names, titles and error messages."""
     return " ".join(safe_text(text).split())

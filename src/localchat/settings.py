@@ -1,4 +1,4 @@
-"""The person's own settings: `settings.toml` in the config folder, read once, named by file, line and key when wrong."""
+"""The person's own settings (`settings.toml` in the config folder), read once; a fault names file, line and key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 from localchat.errors import UsageError
 from localchat.paths import paths
 from localchat.protocol import Sampling
+from localchat.safe_text import safe_line
 
 T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(gt=0)]
@@ -77,31 +78,72 @@ def decode_toml(file: Path, raw: bytes, kind: type[T]) -> T:
 
     try:
         text = raw.decode()
-        return msgspec.convert(tomllib.loads(text), kind)
+        data = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UsageError(f"{file}, line {line}: not UTF-8 text; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `")
+        steps = _steps(where)
         unknown = re.search(r"unknown field `(.+?)`", problem)
-        keys = re.findall(r"[\w-]+", where.removeprefix("$").rstrip("`"))
         if unknown:
-            keys.append(unknown[1])
+            steps.append(unknown[1])
             problem = "there is no such key"
-        raise UsageError(f"{file}, line {_line_of(text, keys)}, key {'.'.join(keys)}: {problem}") from error
+        # A fault of the whole file (an entry listed twice) says by itself where to look.
+        where = f", line {_line_of(text, steps)}, key {_spoken(data, steps)}" if steps else ""
+        raise UsageError(f"{file}{where}: {problem}") from error
 
 
-def _line_of(text: str, keys: list[str]) -> int:
-    """The 1-based line on which the last of nested `keys` is set; the first line where it cannot be found."""
+def _steps(where: str) -> list[str | int]:
+    """Split msgspec's path to a fault (`$.model[0].size`) into keys and 0-based places in arrays."""
+    found = re.findall(r"\.([\w-]+)|\[(\d+)\]", where)
+    return [int(place) if place else key for key, place in found]
+
+
+def _spoken(data: object, steps: list[str | int]) -> str:
+    """The path for a person: an array's entry goes by its `name` where it has one, else by its number from 1."""
+    spoken = ""
+    for step in steps:
+        if isinstance(step, str):
+            spoken += f".{step}" if spoken else step
+            data = data.get(step) if isinstance(data, dict) else None
+        else:
+            data = data[step] if isinstance(data, list) and step < len(data) else None
+            name = data.get("name") if isinstance(data, dict) else None
+            spoken += f"[{safe_line(name) if isinstance(name, str) else step + 1}]"
+    return spoken
+
+
+def _line_of(text: str, steps: list[str | int]) -> int:
+    """The 1-based line where the key at the end of `steps` is set, or else the closest thing around it."""
     lines = text.splitlines()
-    start = 0
-    for table in keys[:-1]:
-        start = next((n for n, line in enumerate(lines) if n >= start and re.search(rf"\b{re.escape(table)}\b", line)), start)
-    if keys:
-        pattern = re.compile(rf"(^|[\s{{,.\"'\[]){re.escape(keys[-1])}[\"']?\s*(=|\])")
-        for number in range(start, len(lines)):
-            if pattern.search(lines[number]):
-                return number + 1
-    return start + 1
+    headers = {
+        number: (match[1] == "[[", re.findall(r"[\w-]+", match[2]))
+        for number, line in enumerate(lines)
+        if (match := re.match(r"\s*(\[\[?)([\w\s.\"'-]+)\]", line))
+    }
+    at = 0
+    table: list[str] = []
+    for position, step in enumerate(steps):
+        if isinstance(step, int):
+            continue
+        table.append(step)
+        place = steps[position + 1] if position + 1 < len(steps) else None
+        wanted = [number for number, (array, name) in headers.items() if number >= at and name == table]
+        number = place if isinstance(place, int) else 0
+        if len(wanted) > number and headers[wanted[number]][0] == isinstance(place, int):
+            at = wanted[number]
+            continue
+        # No header of its own: the key stands in the table that begins at `at`, perhaps inside inline braces.
+        end = next((start for start in headers if start > at), len(lines))
+        pattern = re.compile(rf"(^|[\s{{,.\"'\[]){re.escape(step)}[\"']?\s*(=|\.)")
+        at = next((line for line in range(at, end) if pattern.search(lines[line])), at)
+        if isinstance(place, int):
+            bare = [re.sub(r'"[^"]*"', "", line) for line in lines[at:end]]  # a brace in a text opens nothing
+            braces = [at + number for number, line in enumerate(bare) for _ in range(line.count("{"))]
+            at = braces[place] if place < len(braces) else at
+    return at + 1

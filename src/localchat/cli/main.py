@@ -1,0 +1,132 @@
+"""The `localchat` command: find the subcommand, run it, and turn whatever goes wrong into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from localchat import __version__
+from localchat.errors import LocalchatError
+
+if TYPE_CHECKING:
+    import click
+
+COMMANDS = {
+    "ask": "answer one prompt: for scripts and quick questions",
+    "chat": "open the terminal chat (also what `localchat` alone does)",
+    "models": "list the models that are installed and those that can be fetched",
+    "status": "show what the engine holds in memory",
+    "stop": "end the engine",
+    "serve": "run the engine in the foreground, on request as an OpenAI-compatible server",
+}
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with the documented code."""
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except LocalchatError as error:
+        code = _complain(error.message, error.exit_code)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough, as `head` has; that is no error, and Python must not find one at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        code = _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
+    except Exception as error:
+        code = _complain(_unexpected(error), 1)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"], ["help"]):
+        print(_help())
+        return 0
+    if arguments[:1] in (["-V"], ["--version"]):
+        print(f"localchat {__version__}")
+        return 0
+    name, arguments, implicit = _command_of(arguments)
+    module = importlib.import_module(f"localchat.cli.{name}")
+    command: click.Command = module.command
+    import click
+
+    try:
+        # The object tells `ask` that nobody typed its name: without a prompt, that is a wish to chat.
+        result = command.main(arguments, prog_name=f"localchat {name}", standalone_mode=False, obj=implicit)
+    except click.exceptions.Abort as error:
+        raise KeyboardInterrupt from error
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        return _complain(f"{error.format_message().rstrip('.')}: see `localchat {name} --help`", 2)
+    return result if isinstance(result, int) else 0
+
+
+def _command_of(arguments: list[str]) -> tuple[str, list[str], bool]:
+    """The subcommand's name, its arguments, and whether it was left out.
+
+    `localchat "two words"`, `localchat -m NAME "…"` and `echo hi | localchat` ask; `localchat` alone opens the chat.
+    """
+    if not arguments:
+        return ("chat" if sys.stdin.isatty() else "ask"), [], True
+    first = arguments[0]
+    if first in COMMANDS:
+        return first, arguments[1:], False
+    if first.startswith("-") or any(character.isspace() for character in first):
+        return "ask", arguments, True
+    close = difflib.get_close_matches(first, COMMANDS, n=1)
+    meant = f"did you mean `localchat {close[0]}`?" if close else f"to ask that, type `localchat ask {first!r}`"
+    from localchat.errors import UsageError
+    from localchat.safe_text import safe_line
+
+    raise UsageError(f"there is no command {safe_line(first)!r}: {safe_line(meant)}")
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "Usage: localchat [COMMAND] [OPTIONS]\n\n"
+        "Chat with open-weight models on this computer: no account, no service, no network once a model is here.\n\n"
+        f"Commands:\n{commands}\n\n"
+        'Without a command: `localchat` opens the chat, `localchat "a question"` and `… | localchat` ask.\n'
+        "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n\n"
+        "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 no such model, 4 could not fetch, 5 does not fit in memory,\n"
+        "6 prompt exceeds the context window, 7 engine failed, 8 damaged or unverified file, 130 interrupted."
+    )
+
+
+def _complain(message: str, code: int) -> int:
+    """Say what is wrong, on stderr; nothing else may be lost by a stderr that is closed."""
+    from contextlib import suppress
+
+    from localchat.safe_text import safe_text
+
+    with suppress(OSError, ValueError):
+        print(f"localchat: {safe_text(message)}", file=sys.stderr, flush=True)
+    return code
+
+
+def _unexpected(error: Exception) -> str:
+    """The sentence for what nobody foresaw; the traceback goes to a file, where it can be reported from."""
+    import traceback
+
+    from localchat.paths import paths, private_folder
+
+    what = f"something unexpected happened ({type(error).__name__}: {error})"
+    try:
+        log = private_folder(paths().state) / "crash.log"
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            traceback.print_exception(error, file=file)
+        return f"{what}: please report it with {log}"
+    except (OSError, LocalchatError):
+        return f"{what}: please report it"

@@ -1,0 +1,85 @@
+"""The options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from localchat.errors import UsageError
+from localchat.protocol import PositiveCount, Sampling
+from localchat.safe_text import safe_line
+
+
+class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `-o` takes beside the sampling settings. `stop` may be given several times."""
+
+    max_tokens: PositiveCount | None = None
+    context: PositiveCount | None = None
+    stop: list[str] = []
+    thinking: bool | None = None
+
+
+MODEL_OPTION = click.option(
+    "-m", "--model", default="", metavar="NAME", help="A catalogue name, an installed name, or a path to a GGUF file."
+)
+ENGINE_OPTION = click.option(
+    "--engine", metavar="URL", help="Ask this OpenAI-compatible server instead of this machine's own engine."
+)
+SYSTEM_OPTION = click.option("-s", "--system", metavar="TEXT", help="The system prompt.")
+SET_OPTION = click.option(
+    "-o",
+    "--option",
+    "options",
+    nargs=2,
+    multiple=True,
+    metavar="KEY VALUE",
+    help="A setting: " + ", ".join([*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]) + ".",
+)
+
+_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOptions]:
+    """Typed settings from `-o KEY VALUE` pairs. Raises `UsageError` naming the key that is unknown or whose value is bad."""
+    sampling: dict[str, Any] = {}
+    other: dict[str, Any] = {}
+    known = [*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]
+    for key, value in pairs:
+        if key not in known:
+            import difflib
+
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "known are " + ", ".join(known)
+            raise UsageError(f"-o {safe_line(key)}: there is no such setting: {hint}")
+        if key == "stop":
+            # A shell has no easy way to type a line end.
+            other.setdefault("stop", []).append(value.replace("\\n", "\n").replace("\\t", "\t"))
+        elif key == "thinking":
+            if value.lower() not in _YES + _NO:
+                raise UsageError(f"-o thinking takes true or false, not {safe_line(value)!r}")
+            other[key] = value.lower() in _YES
+        else:
+            _check(key, value, Sampling if key in Sampling.__struct_fields__ else ModelOptions)
+            (sampling if key in Sampling.__struct_fields__ else other)[key] = value
+    return msgspec.convert(sampling, Sampling, strict=False), msgspec.convert(other, ModelOptions, strict=False)
+
+
+def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:
+    try:
+        msgspec.convert({key: value}, kind, strict=False)
+    except msgspec.ValidationError as error:
+        problem = str(error).partition(" - at ")[0].replace("`", "").replace(" | null", "")
+        problem = problem[0].lower() + problem[1:]
+        raise UsageError(f"-o {key}: {safe_line(value)!r} will not do: {problem}") from error
+
+
+def model_name(name: str) -> str:
+    """A model name as the host can use it: a path is made absolute, since the host runs in a folder of its own."""
+    if not name.lower().endswith(".gguf") and not name.startswith((".", "~", "/")):
+        return name
+    path = Path(name).expanduser().absolute()
+    # What is no file here may still be a name: `owner/repo/file.gguf` in the store.
+    return str(path) if path.is_file() or name.startswith((".", "~", "/")) else name

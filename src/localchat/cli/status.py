@@ -1,0 +1,50 @@
+"""`localchat status`: what the engine holds in memory, and for how long."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import msgspec
+
+from localchat.cli.progress import seconds, size
+from localchat.client.local import LocalEngine
+from localchat.protocol import Status
+from localchat.safe_text import safe_json, safe_line
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (null where no engine runs).")
+def command(as_json: bool) -> None:
+    """Show what is loaded, how big it is, and how long it stays."""
+    status = LocalEngine().status()
+    if as_json:
+        print(safe_json(msgspec.json.encode(status)))
+    elif status:
+        print("\n".join(f"{label + ':':<10} {safe_line(value)}" for label, value in _lines(status)))
+    else:
+        print("No engine is running; it starts by itself with the first question.")
+
+
+def _lines(status: Status) -> list[tuple[str, str]]:
+    if status.active or status.queued:
+        stays = f"busy with {status.active} answers, {status.queued} waiting"
+    elif status.leaves_in_s is not None:
+        stays = f"idle for {seconds(status.idle_s)}, leaves memory in {seconds(status.leaves_in_s)}"
+    else:
+        stays = f"idle for {seconds(status.idle_s)}, stays until it is stopped"
+    lines = [
+        ("engine", f"version {status.version}, process {status.pid}, up {seconds(time.time() - status.started)}"),
+        ("state", f"{stays}; {status.answered} answered"),
+        ("memory", f"{size(status.anonymous_bytes)} of its own, {size(status.resident_bytes)} with mapped files"),
+    ]
+    if model := status.model:
+        lines += [
+            ("model", f"{model.name} ({model.architecture}, {model.parameters / 1e6:,.0f} M parameters)"),
+            ("file", f"{model.path} ({size(model.file_bytes)})"),
+            ("context", f"{model.context:,} tokens (trained for {model.context_trained:,}), {size(model.kv_bytes)}"),
+            ("threads", str(model.threads)),
+        ]
+    else:
+        lines.append(("model", "none loaded"))
+    return [*lines, ("address", status.address), ("log", status.log)]

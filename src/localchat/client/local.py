@@ -1,0 +1,118 @@
+"""This machine's own engine, behind the host's Unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import time
+from typing import TypeVar
+
+import msgspec
+
+from localchat import __version__, protocol
+from localchat.client.connect import UnixConnection, connect_if_running, connect_or_start, last_words
+from localchat.client.stream import ChatStream, error_of
+from localchat.errors import EngineFailed, LocalchatError
+
+_HEADERS = {"Content-Type": "application/json", protocol.VERSION_HEADER: __version__}
+# A host that makes room for another version, or leaves because it was idle, needs a moment.
+_ATTEMPTS = 3
+_STOP_TIMEOUT_S = 10.0
+_Answer = TypeVar("_Answer")
+
+
+class LocalEngine:
+    """The engine of this machine: started when first asked, gone by itself when idle."""
+
+    is_local = True
+
+    def chat(self, request: protocol.ChatRequest) -> ChatStream:
+        """Begin to stream an answer. `request.model` is a name or an absolute path; "" is the default model.
+
+        Raises the error that the host names (`NoSuchModel`, `UsageError`, …) or `EngineFailed`.
+        """
+        context = request.localchat.context if request.localchat else None
+        body = msgspec.json.encode(request)
+        connection, response = self._ask(protocol.CHAT_PATH, body, request.model, context)
+        return ChatStream(connection, response, last_words)
+
+    def load(self, model: str = "", context: int | None = None) -> protocol.Status:
+        """Have a model loaded, and wait until it is."""
+        body = msgspec.json.encode(protocol.LoadRequest(model, context))
+        return self._answer(protocol.LOAD_PATH, body, model, context, protocol.Status)
+
+    def tokenize(self, text: str, model: str = "") -> list[int]:
+        """The token ids of `text` as the content of a message."""
+        body = msgspec.json.encode(protocol.TokenizeRequest(text, model))
+        return self._answer(protocol.TOKENIZE_PATH, body, model, None, protocol.TokenizeResponse).tokens
+
+    def status(self) -> protocol.Status | None:
+        """What the host holds and does, or None where none runs."""
+        connection = connect_if_running()
+        if not connection:
+            return None
+        try:
+            connection.request("GET", protocol.STATUS_PATH)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise error_of(response)
+            return msgspec.json.decode(response.read(), type=protocol.Status)
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineFailed(f"the engine does not answer ({error}): see `localchat stop`") from error
+        except msgspec.DecodeError as error:
+            raise EngineFailed("the engine is of another version: run `localchat stop`, it starts by itself") from error
+        finally:
+            connection.close()
+
+    def stop(self) -> bool:
+        """End the host at once, and wait until it is gone; False where none ran."""
+        connection = connect_if_running()
+        if not connection:
+            return False
+        try:
+            connection.request("POST", protocol.STOP_PATH, body=b"{}", headers=_HEADERS)
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            pass  # it may be gone before it has answered
+        finally:
+            connection.close()
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while (still := connect_if_running()) is not None:
+            still.close()
+            if time.monotonic() > deadline:
+                raise EngineFailed("the engine does not stop: end the process that `localchat status` names")
+            time.sleep(0.02)
+        return True
+
+    def _answer(self, path: str, body: bytes, model: str, context: int | None, kind: type[_Answer]) -> _Answer:
+        connection, response = self._ask(path, body, model, context)
+        try:
+            return msgspec.json.decode(response.read(), type=kind)
+        except (OSError, http.client.HTTPException) as error:
+            raise EngineFailed(f"the engine died ({last_words()}): ask again") from error
+        finally:
+            connection.close()
+
+    def _ask(
+        self, path: str, body: bytes, model: str, context: int | None
+    ) -> tuple[UnixConnection, http.client.HTTPResponse]:
+        """Post to the host, starting or replacing it where needed; the answer is 200 or an error is raised."""
+        failure: LocalchatError | None = None
+        for _ in range(_ATTEMPTS):
+            connection = connect_or_start(model, context)
+            try:
+                connection.request("POST", path, body=body, headers=_HEADERS)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                # No byte of an answer came, so nothing was lost: the host was just leaving, or it crashed.
+                connection.close()
+                failure = EngineFailed(f"the engine closed the connection ({error}; {last_words()}): ask again")
+                continue
+            if response.status == 200:
+                return connection, response
+            failure = error_of(response)
+            connection.close()
+            if response.status != 409:
+                break
+            time.sleep(0.05)
+        assert failure is not None
+        raise failure

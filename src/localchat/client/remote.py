@@ -1,0 +1,106 @@
+"""An engine somewhere else: any server that speaks the OpenAI chat-completions protocol, named by its URL."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from urllib.parse import urlsplit
+
+import msgspec
+
+from localchat import protocol
+from localchat.client.stream import ChatStream, error_of
+from localchat.errors import EngineFailed, FetchError, NoSuchModel, UsageError
+from localchat.safe_text import safe_line
+from localchat.settings import is_offline
+
+_CONNECT_TIMEOUT_S = 10.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_BODY_LIMIT = 1 << 24
+
+
+class RemoteEngine:
+    """The server at `url` (its base, with or without `/v1`).
+
+    A bearer token is taken from `LOCALCHAT_TOKEN`. Raises `UsageError` for a URL that is none, `FetchError` where the
+    person forbade the network.
+    """
+
+    is_local = False
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if parts.scheme not in ("http", "https") or not host:
+            raise UsageError(f"--engine takes the URL of a server, such as http://127.0.0.1:8080, not {safe_line(url)!r}")
+        if is_offline() and host not in _LOOPBACK:
+            raise FetchError(f"offline is set, and {host} is not this machine: unset it, or leave --engine out")
+        self._secure = parts.scheme == "https"
+        self._host, self._port = host, port
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self._headers = {"Content-Type": "application/json"}
+        if token := os.environ.get("LOCALCHAT_TOKEN"):
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._speaks_localchat = False
+
+    def models(self) -> list[str]:
+        """The ids of the models that the server offers. Raises `EngineFailed` where it does not answer as one."""
+        connection, response = self._send("GET", protocol.MODELS_PATH)
+        try:
+            self._speaks_localchat = (response.getheader("Server") or "").startswith("localchat/")
+            return [card.id for card in msgspec.json.decode(response.read(_BODY_LIMIT), type=protocol.ModelList).data]
+        except (msgspec.DecodeError, OSError, http.client.HTTPException) as error:
+            raise EngineFailed(f"{self._name} is not an OpenAI-compatible server: give the URL of one") from error
+        finally:
+            connection.close()
+
+    def chat(self, request: protocol.ChatRequest) -> ChatStream:
+        """Begin to stream an answer; an empty `request.model` takes the first one that the server offers.
+
+        localchat's extras are sent only to a server that says it is localchat: strict ones refuse unknown fields.
+        """
+        model = request.model
+        if not model:
+            offered = self.models()
+            if not offered:
+                raise NoSuchModel(f"{self._name} offers no model: name one with -m")
+            model = offered[0]
+        request = msgspec.structs.replace(
+            request,
+            model=model,
+            stream=True,
+            stream_options=protocol.StreamOptions(include_usage=True),
+            localchat=request.localchat if self._speaks_localchat else None,
+        )
+        connection, response = self._send("POST", protocol.CHAT_PATH, msgspec.json.encode(request))
+        return ChatStream(connection, response, lambda: f"{self._name} closed the connection")
+
+    def _send(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send one request; the answer is 200 or an error is raised."""
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+            # Reading a long prompt can take minutes before the first byte; only connecting has a limit.
+            connection.sock.settimeout(None)
+            connection.request(method, self._path + path, body=body, headers=self._headers)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise EngineFailed(
+                f"cannot reach {self._name} ({safe_line(str(error)) or type(error).__name__}): "
+                "see that the server runs and the URL is right"
+            ) from error
+        if response.status == 200:
+            return connection, response
+        error = error_of(response)
+        connection.close()
+        if response.status == 401:
+            raise EngineFailed(f"{self._name} wants a token: set LOCALCHAT_TOKEN to it")
+        raise error

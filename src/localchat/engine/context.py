@@ -1,0 +1,159 @@
+"""A model's working memory: the KV cache with its sequences, one reused batch, and a way to stop in mid-computation."""
+
+from __future__ import annotations
+
+import ctypes
+
+from localchat.engine import llama as llama_log
+from localchat.engine.llama import api, buffer_bytes, complaints
+from localchat.engine.model import Model
+from localchat.errors import DoesNotFit, EngineFailed
+from localchat.hardware import available_memory
+from localchat.safe_text import safe_line
+
+MICRO_BATCH = 512
+"""Tokens that llama.cpp computes at once; a batch of ours is never larger."""
+
+SEQUENCES = 8
+"""Conversations that the KV cache can hold side by side; they share its cells."""
+
+_NO_SLOT, _ABORTED = 1, 2
+_GIB = 1 << 30
+_SAFETY_BYTES = 128 << 20  # compute buffers, and what other programs grow by in the meantime
+
+
+class NoRoom(Exception):
+    """The KV cache has no free cells for the batch; nothing was computed."""
+
+
+class Aborted(Exception):
+    """`abort` was called while the batch was computed: what of it is in the cache must be removed."""
+
+
+class Context:
+    """One `llama_context` of `n_ctx` tokens; only `abort` may be called from other threads.
+
+    Raises `DoesNotFit` where its memory is larger than what is available.
+    """
+
+    def __init__(self, model: Model, n_ctx: int, threads: int) -> None:
+        llama = api()
+        need, room = model.kv_bytes_estimate(n_ctx) + _SAFETY_BYTES, available_memory()
+        if need > room:
+            raise DoesNotFit(
+                f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "
+                "ask for a smaller one with -o context N"
+            )
+        params = llama.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = min(MICRO_BATCH, n_ctx)
+        params.n_seq_max = SEQUENCES
+        # One output per sequence is all we ever ask for; the default reserves one per token of the batch.
+        params.n_outputs_max = SEQUENCES
+        # All sequences share all cells, so a single conversation can use the whole window.
+        params.kv_unified = True
+        # Layers with a sliding window keep their window only.
+        params.swa_full = False
+        params.n_threads = params.n_threads_batch = threads
+        logged = llama_log.lines_logged
+        self._context = llama.llama_init_from_model(model.handle, params)
+        if not self._context:
+            raise EngineFailed(f"llama.cpp cannot make a context window of {n_ctx} tokens: {safe_line(complaints())}")
+        self.n_ctx: int = llama.llama_n_ctx(self._context)
+        self.threads = threads
+        self.batch_size = int(params.n_batch)
+        self.buffers = buffer_bytes(logged)
+        self._memory = llama.llama_get_memory(self._context)
+        self._batch = llama.llama_batch_init(self.batch_size, 0, 1)
+        for index in range(self.batch_size):
+            self._batch.n_seq_id[index] = 1
+        self._install_abort()
+
+    @property
+    def handle(self) -> object:
+        """The `llama_context *`, for samplers."""
+        return self._context
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._context:
+            api().llama_batch_free(self._batch)
+            api().llama_free(self._context)
+            self._context = None
+
+    def _install_abort(self) -> None:
+        """llama.cpp asks an abort callback after every node of its graph, hundreds of times a token: too often for Python.
+
+        So the callback is C's own strlen, and what it measures is a buffer of ours: an empty string says go on.
+        """
+        llama = api()
+        self._stop = ctypes.create_string_buffer(2)
+        strlen = ctypes.CDLL(None).strlen
+        self._callback = ctypes.cast(strlen, llama.ggml_abort_callback)
+        llama.llama_set_abort_callback(self._context, self._callback, ctypes.addressof(self._stop))
+
+    def abort(self) -> None:
+        """Stop the computation that is going on, or the next one; from any thread."""
+        self._stop[0] = b"\x01"
+
+    def clear_abort(self) -> None:
+        """Forget an `abort` that came between two computations."""
+        self._stop[0] = b"\x00"
+
+    def begin(self) -> None:
+        """Start a new batch."""
+        self._batch.n_tokens = 0
+
+    def add(self, tokens: list[int], position: int, sequence: int, *, output: bool) -> int:
+        """Add consecutive tokens of a sequence; `output` asks for logits after the last. Returns that one's index."""
+        batch = self._batch
+        start = batch.n_tokens
+        token, pos, seq_id, logits = batch.token, batch.pos, batch.seq_id, batch.logits
+        for index, value in enumerate(tokens, start):
+            token[index] = value
+            pos[index] = position + index - start
+            seq_id[index][0] = sequence
+            logits[index] = 0
+        last = start + len(tokens) - 1
+        logits[last] = output
+        batch.n_tokens = last + 1
+        return int(last)
+
+    def decode(self) -> None:
+        """Compute the batch. Raises `NoRoom`, `Aborted`, or `EngineFailed` where llama.cpp gives up."""
+        result = api().llama_decode(self._context, self._batch)
+        if result == _NO_SLOT:
+            raise NoRoom
+        if result == _ABORTED:
+            raise Aborted
+        if result != 0:
+            raise EngineFailed(f"llama.cpp failed to compute ({result}): {safe_line(complaints())}")
+
+    def cut(self, sequence: int, length: int) -> bool:
+        """Forget all of a sequence from position `length` on; False where the model's memory cannot be cut there."""
+        return bool(api().llama_memory_seq_rm(self._memory, sequence, length, -1))
+
+    def forget(self, sequence: int) -> None:
+        """Forget a sequence altogether."""
+        api().llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let an empty sequence begin with the first `length` tokens of another; their cells are shared, not copied."""
+        api().llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def first_position(self, sequence: int) -> int:
+        """The earliest position still held: above 0 only where a sliding window has dropped older ones."""
+        return int(api().llama_memory_seq_pos_min(self._memory, sequence))
+
+    def save(self, sequence: int) -> bytes:
+        """The state of one sequence, for a context of the same model."""
+        llama = api()
+        size = llama.llama_state_seq_get_size(self._context, sequence)
+        buffer = (ctypes.c_uint8 * size)()
+        written = llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
+        return bytes(memoryview(buffer)[:written])
+
+    def restore(self, sequence: int, state: bytes) -> bool:
+        """Bring back what `save` returned in this same process (llama.cpp aborts on a state that was cut short)."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(api().llama_state_seq_set_data(self._context, buffer, len(state), sequence))

@@ -1,0 +1,190 @@
+"""One request on its way through the engine: its tokens, its text, its clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from localchat.engine.prefix_cache import Sequence
+from localchat.engine.prompt import Prompt
+from localchat.engine.sampling import Sampler
+from localchat.engine.text import AnswerText, Piece
+from localchat.errors import LocalchatError
+from localchat.protocol import (
+    ChatRequest,
+    FinishReason,
+    Progress,
+    PromptDetails,
+    Report,
+    Sampling,
+    Stage,
+    Timings,
+    Usage,
+)
+
+_PROGRESS_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which file to load, what people call it, and how its makers would sample from it."""
+
+    name: str
+    path: Path
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer."""
+
+    reason: FinishReason
+    usage: Usage
+    report: Report
+
+
+Event = Progress | Piece | Finished | LocalchatError
+
+
+class Job:
+    """A chat request. `sink` is called on the engine's thread with each event; the last is `Finished` or an error.
+
+    `tokens` is everything known of the conversation: the prompt, then what was generated. The sequence holds a prefix
+    of it; the rest is pending. One pending token after a generated one is decoding, everything else is reading, also
+    where a request that had to make room is taken up again.
+    """
+
+    def __init__(self, spec: ModelSpec, request: ChatRequest, sink: Callable[[Event], None]) -> None:
+        self.spec = spec
+        self.request = request
+        self.cancelled = False
+        self.arrived = time.monotonic()
+        self.loaded = self.arrived
+        self.prompt: Prompt | None = None
+        self.tokens: list[int] = []
+        self.limit = 0
+        self.sequence: Sequence | None = None
+        self.sampler: Sampler | None = None
+        self.sampling = Sampling()
+        self.text = AnswerText()
+        self._sink = sink
+        self._progress_due = 0.0
+        self._cached: int | None = None
+        self._generated = 0
+        self._started = self._first_token = self._last_token = 0.0
+
+    def begin(self, prompt: Prompt, sampling: Sampling, limit: int) -> None:
+        """Set out with a rendered prompt; `limit` is the context window that prompt and answer share."""
+        self.prompt = prompt
+        self.tokens = list(prompt.tokens)
+        self.sampling = sampling
+        self.limit = limit
+        self.text = AnswerText(prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops)
+
+    def mark_loaded(self) -> None:
+        """The model that this request had to wait for is in memory."""
+        self.loaded = time.monotonic()
+
+    def seat(self, sequence: Sequence) -> None:
+        """Take a sequence; its tokens are a prefix of this job's."""
+        self.sequence = sequence
+        if self._cached is None:
+            self._cached = len(sequence.tokens)
+            self._started = time.monotonic()
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the sequence yet."""
+        assert self.sequence
+        return len(self.tokens) - len(self.sequence.tokens)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a first token was generated."""
+        return self._generated > 0
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether the next step computes a token of the answer (and not of what must be read first)."""
+        return self.pending == 1 and self.has_answered
+
+    def accept(self, token: int, *, is_end: bool, piece: bytes) -> FinishReason | None:
+        """Take a sampled token; says how the answer ended, if it did."""
+        now = time.monotonic()
+        if not self._generated:
+            self._first_token = now
+        self._last_token = now
+        self._generated += 1
+        if is_end:
+            return "stop"
+        self.tokens.append(token)
+        if text := self.text.feed(piece):
+            self._sink(text)
+        if self.text.stopped:
+            return "stop"
+        allowed = self.request.token_limit()
+        if (allowed is not None and self._generated >= allowed) or len(self.tokens) >= self.limit:
+            return "length"
+        return None
+
+    def progress(self, stage: Stage, done: float, total: float, eta_ms: float | None = None) -> None:
+        """Report progress, not more than ten times a second."""
+        now = time.monotonic()
+        if now >= self._progress_due:
+            self._progress_due = now + _PROGRESS_EVERY_S
+            self._sink(Progress(stage, done, total, eta_ms))
+
+    def reading(self, tokens_per_second: float) -> None:
+        """Report how far reading the prompt is."""
+        assert self.sequence
+        left = self.pending
+        eta_ms = left / tokens_per_second * 1000 if tokens_per_second > 0 else None
+        self.progress("reading", len(self.sequence.tokens), len(self.tokens), eta_ms)
+
+    def fail(self, error: LocalchatError) -> None:
+        """End with an error."""
+        self._close()
+        self._sink(error)
+
+    def finish(self, reason: FinishReason, context: int) -> None:
+        """End with the rest of the text and the figures; `context` is the size of the window."""
+        self._close()
+        assert self.prompt
+        if rest := self.text.finish():
+            self._sink(rest)
+        cached = self._cached or 0
+        report = Report(
+            cached_tokens=cached,
+            dropped_messages=self.prompt.dropped_messages,
+            context=context,
+            seed=self.sampling.seed,
+            timings=self._timings(cached),
+            warnings=self.prompt.warnings,
+        )
+        prompt_tokens = len(self.prompt.tokens)
+        usage = Usage(prompt_tokens, self._generated, prompt_tokens + self._generated, PromptDetails(cached))
+        self._sink(Finished(reason, usage, report))
+
+    def abandon(self) -> None:
+        """End without a word: nobody listens any more."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.sampler:
+            self.sampler.close()
+            self.sampler = None
+
+    def _timings(self, cached: int) -> Timings:
+        assert self.prompt
+        prefill_s = self._first_token - self._started
+        decode_s = self._last_token - self._first_token
+        return Timings(
+            load_ms=(self.loaded - self.arrived) * 1000,
+            prefill_ms=prefill_s * 1000,
+            first_token_ms=(self._first_token - self.arrived) * 1000,
+            tokens_per_second=(self._generated - 1) / decode_s if decode_s > 0 else 0.0,
+            prompt_tokens_per_second=(len(self.prompt.tokens) - cached) / prefill_s if prefill_s > 0 else 0.0,
+            total_ms=(time.monotonic() - self.arrived) * 1000,
+        )

@@ -1,0 +1,123 @@
+"""The ctypes surface of llama.cpp, and how this process is set up for it. Nobody else imports llama_cpp.
+
+Only the low-level API is used: `llama_cpp`'s own package module imports numpy and more and costs a quarter of a second,
+so it is replaced by a bare package through which `llama_cpp.llama_cpp` is imported alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import types
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from localchat.errors import EngineFailed
+
+_LOG_LINES_KEPT = 400
+_WARN, _ERROR, _CONTINUED = 3, 4, 5
+
+# What llama.cpp says when a computation was stopped on purpose: no news, and misleading in a log.
+_STOPPED = re.compile(r"failed with error 1$|compute status: 1$|removing memory module entries|failed to decode, ret = 2$")
+
+log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
+"""The last lines that llama.cpp wrote, of every level; warnings and errors go to this process's stderr too."""
+
+lines_logged = 0
+"""How many lines llama.cpp has written so far, those that are no longer kept included."""
+
+_kept_alive: list[Any] = []
+"""C objects that llama.cpp points to for as long as this process lives."""
+
+
+@cache
+def api() -> Any:
+    """The module `llama_cpp.llama_cpp`, imported and initialised once. Raises `EngineFailed` where it cannot be."""
+    # A crash must not fork a debugger onto somebody's terminal.
+    os.environ["GGML_NO_BACKTRACE"] = "1"
+    # OpenMP's threads wait for each other by spinning. With one core taken by another program, a thread that spins keeps
+    # the one it waits for from running: measured on two cores, 4 tokens/s spinning, 22 sleeping, and 34 against 30 alone.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _avoid_amx()
+    try:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or not spec.submodule_search_locations:
+            raise ImportError("llama-cpp-python is not installed")
+        package = types.ModuleType("llama_cpp")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules.setdefault("llama_cpp", package)
+        module = importlib.import_module("llama_cpp.llama_cpp")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise EngineFailed(
+            f"the engine library cannot be loaded ({error}): reinstall it with "
+            f"`{sys.executable} -m pip install --force-reinstall llama-cpp-python`"
+        ) from error
+    callback = module.llama_log_callback(_on_log)
+    _kept_alive.append(callback)
+    module.llama_log_set(callback, None)
+    if module._lib.ggml_backend_reg_count() == 0:
+        # Backends are separate libraries here, and the default search would look into the current folder too.
+        load = module._lib.ggml_backend_load_all_from_path
+        load.argtypes, load.restype = [ctypes.c_char_p], None
+        load(os.fsencode(Path(package.__path__[0]) / "lib"))
+    module.llama_backend_init()
+    return module
+
+
+def _on_log(level: int, text: bytes, _user_data: object) -> None:
+    global lines_logged
+    line = text.decode(errors="replace").rstrip("\n")
+    if level == _CONTINUED and log_lines:
+        log_lines[-1] += line
+        return
+    log_lines.append(line)
+    lines_logged += 1
+    if level in (_WARN, _ERROR) and not _STOPPED.search(line):
+        print(line, file=sys.stderr, flush=True)
+
+
+def complaints() -> str:
+    """What llama.cpp last complained about, as one line for an error message."""
+    telling = [line.strip() for line in log_lines if re.search(r"error|fail|unknown|unsupported|invalid|cannot", line, re.I)]
+    return telling[-1] if telling else (log_lines[-1].strip() if log_lines else "it gave no reason")
+
+
+def buffer_bytes(since: int) -> dict[str, int]:
+    """Bytes of the buffers that llama.cpp logged after `lines_logged` was `since`, by kind ("model", "KV", "compute"…).
+
+    The binding offers no call for them; the log is where llama.cpp says what it allocated, on every backend.
+    """
+    sizes: dict[str, int] = {}
+    for line in list(log_lines)[-max(1, lines_logged - since) :]:
+        if match := re.search(r"(\w+) buffer size *= *([\d.]+) MiB", line):
+            sizes[match[1]] = sizes.get(match[1], 0) + int(float(match[2]) * (1 << 20))
+    return sizes
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of sigaltstack(2)."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+def _avoid_amx() -> None:
+    """Keep ggml from using AMX tiles, which it asks the Linux kernel for.
+
+    Under AMX, ggml copies every weight into anonymous memory, twice what a small machine would spend, and on some virtual
+    machines tiles are offered but kill the process (SIGILL in a worker thread, seen with llama.cpp of 0.3.36). The kernel
+    refuses tiles to a process with a signal stack too small to save them; 8 KiB holds all other registers. The room
+    below the stack is there for a crash handler that needs more than that.
+    """
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        return
+    declared, reserve = 8 << 10, 56 << 10
+    memory = ctypes.create_string_buffer(declared + reserve)
+    stack = _SignalStack(ctypes.addressof(memory) + reserve, 0, declared)
+    _kept_alive.append(memory)
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None)

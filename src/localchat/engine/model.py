@@ -1,0 +1,177 @@
+"""A loaded model: its weights, its vocabulary, and what its file says about itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from localchat.engine import llama as llama_log
+from localchat.engine.llama import api, buffer_bytes, complaints
+from localchat.errors import DamagedFile, DoesNotFit, Interrupted
+from localchat.hardware import available_memory
+from localchat.safe_text import safe_line
+
+_ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED = 1, 8, 16  # enum llama_token_attr
+_METADATA_LIMIT = 1 << 22
+_GIB = 1 << 30
+
+
+class Model:
+    """A GGUF file loaded by llama.cpp; everything but `n_vocab` and other plain fields belongs to the engine thread.
+
+    `on_progress` gets a fraction from 0 to 1 and answers whether to go on. Raises `DamagedFile` where llama.cpp refuses
+    the file, `DoesNotFit` where it is larger than the memory there is, `Interrupted` where `on_progress` said no.
+    """
+
+    def __init__(self, path: Path, on_progress: Callable[[float], bool] | None = None) -> None:
+        llama = api()
+        self.path = path
+        self.file_bytes = _size_with_shards(path)
+        room = available_memory()
+        if self.file_bytes > room:
+            raise DoesNotFit(
+                f"{path.name} has {self.file_bytes / _GIB:.1f} GiB and this machine {room / _GIB:.1f} GiB free: "
+                "close other programs, or take a smaller model or quantization"
+            )
+        params = llama.llama_model_default_params()
+        cancelled = False
+
+        def watch(fraction: float, _user_data: object) -> bool:
+            nonlocal cancelled
+            cancelled = not (on_progress is None or on_progress(fraction))
+            return not cancelled
+
+        params.progress_callback = llama.llama_progress_callback(watch)
+        logged = llama_log.lines_logged
+        self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            if cancelled:
+                raise Interrupted("loading was stopped")
+            raise DamagedFile(f"llama.cpp cannot load {path.name}: {safe_line(complaints())}")
+        self.buffers = buffer_bytes(logged)
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
+        self.n_layer: int = llama.llama_model_n_layer(self._model)
+        self.parameters: int = llama.llama_model_n_params(self._model)
+        self.architecture = self.metadata("general.architecture") or "unknown"
+        self.template = self._template()
+        self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
+        self.bos: int = llama.llama_vocab_bos(self._vocab)
+        self.eos: int = llama.llama_vocab_eos(self._vocab)
+        # Recurrent state cannot be cut back to an earlier token.
+        self.is_recurrent: bool = llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
+        self.n_swa: int = llama.llama_model_n_swa(self._model)
+        self._pieces: dict[int, bytes] = {}
+        self._visible: set[int] = set()
+        self._piece_buffer = ctypes.create_string_buffer(64)
+
+    @property
+    def handle(self) -> object:
+        """The `llama_model *`, for contexts."""
+        return self._model
+
+    def close(self) -> None:
+        """Give the memory back; no context may use the model any more."""
+        if self._model:
+            api().llama_model_free(self._model)
+            self._model = None
+
+    def metadata(self, key: str) -> str | None:
+        """A metadata value of the GGUF as text, or None where it has none of that name."""
+        buffer = ctypes.create_string_buffer(256)
+        length = api().llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        if length >= len(buffer):
+            buffer = ctypes.create_string_buffer(min(length + 1, _METADATA_LIMIT))
+            length = api().llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return None if length < 0 else buffer.value.decode(errors="replace")
+
+    def _template(self) -> str | None:
+        raw = api().llama_model_chat_template(self._model, None)
+        return raw.decode(errors="replace") if raw else None
+
+    def kv_bytes_estimate(self, n_ctx: int) -> int:
+        """Bytes of a 16-bit KV cache of `n_ctx` tokens over all layers; sliding windows may need less."""
+
+        def number(key: str, default: int) -> int:
+            # Some architectures have one value per layer, printed as an array: the largest is safe.
+            values = [int(value) for value in re.findall(r"\d+", self.metadata(f"{self.architecture}.{key}") or "")]
+            return max(values, default=default)
+
+        llama = api()
+        heads = llama.llama_model_n_head(self._model)
+        heads_kv = number("attention.head_count_kv", llama.llama_model_n_head_kv(self._model))
+        head_size = llama.llama_model_n_embd(self._model) // heads if heads else 0
+        per_token = heads_kv * (number("attention.key_length", head_size) + number("attention.value_length", head_size))
+        return n_ctx * self.n_layer * per_token * 2
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of `text`. Without `parse_special` no control token can come out of it."""
+        raw = text.encode(errors="replace")
+        room = len(raw) + 8
+        buffer = (ctypes.c_int32 * room)()
+        count = api().llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, parse_special)
+        if count < 0:
+            buffer = (ctypes.c_int32 * -count)()
+            count = api().llama_tokenize(self._vocab, raw, len(raw), buffer, -count, False, parse_special)
+        return buffer[:count]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; none for control tokens, unless `show` made them visible."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token, special=token in self._visible)
+        return piece
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        length = api().llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, special)
+        if length < 0:
+            self._piece_buffer = ctypes.create_string_buffer(-length)
+            length = api().llama_token_to_piece(self._vocab, token, self._piece_buffer, -length, 0, special)
+        return self._piece_buffer.raw[: max(0, length)]
+
+    def show(self, marker: str) -> None:
+        """Let the control tokens of `marker` appear in `piece`, so that the text can be split at it."""
+        for token in self.tokenize(marker, parse_special=True):
+            self._visible.add(token)
+            self._pieces.pop(token, None)
+
+    def token_text(self, token: int) -> str:
+        """The text of one token as the vocabulary has it; "" for an id outside of it."""
+        return self._piece(token, special=True).decode(errors="replace") if 0 <= token < self.n_vocab else ""
+
+    def is_end(self, token: int) -> bool:
+        """Whether `token` ends generation."""
+        return bool(api().llama_vocab_is_eog(self._vocab, token))
+
+    def special_token(self, text: str) -> int | None:
+        """The id of the control or user-defined token that `text` is as a whole, or None."""
+        tokens = self.tokenize(text, parse_special=True)
+        if len(tokens) != 1 or not self._attribute(tokens[0]) & (_ATTR_CONTROL | _ATTR_USER_DEFINED):
+            return None
+        return tokens[0]
+
+    def _attribute(self, token: int) -> int:
+        return int(api().llama_vocab_get_attr(self._vocab, token))
+
+    @cached_property
+    def control_texts(self) -> list[str]:
+        """The texts of all control tokens: a quarter of a second in a large vocabulary, so asked only when needed."""
+        attribute, vocab = api().llama_vocab_get_attr, self._vocab
+        control = _ATTR_CONTROL | _ATTR_UNKNOWN
+        texts = [self.token_text(token) for token in range(self.n_vocab) if attribute(vocab, token) & control]
+        return sorted({text for text in texts if len(text) > 1}, key=len, reverse=True)
+
+
+def _size_with_shards(path: Path) -> int:
+    """Bytes of a model file, with its siblings where it is the first of several (`-00001-of-00003.gguf`)."""
+    try:
+        match = re.fullmatch(r"(.+-)\d{5}(-of-\d{5}\.gguf)", path.name)
+        parts = path.parent.glob(f"{match[1]}?????{match[2]}") if match else [path]
+        return sum(part.stat().st_size for part in parts)
+    except OSError as error:
+        raise DamagedFile(f"cannot read {path} ({error.strerror}): see that the file is there and readable") from error

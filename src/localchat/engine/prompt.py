@@ -1,0 +1,227 @@
+"""From a conversation to tokens: the model's own template, in which no message can say what only the template may.
+
+A control token (`<|im_start|>`) typed by a person or found in a file must stay text. So every place in a message where
+a control token would begin is marked with a character that no text contains; the template carries the marks along, and
+the finished text is cut at them before it is tokenized: no piece holds a whole control token of a message's making.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from localchat.engine.model import Model
+from localchat.engine.templates import TemplateBroken, TemplateRefused, TemplateRenderer
+from localchat.engine.text import ThinkingTags, thinking_family
+from localchat.errors import UsageError
+from localchat.protocol import Message
+
+_MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text has it
+_TAG_LIKE = re.compile(r"<[^<>\s{}'\"]{1,40}>|\[/?[A-Z_]{2,24}\]|◁/?[a-z]+▷")
+_PROBE_SYSTEM, _PROBE_USER = "localchatprobesystem", "localchatprobeuser"
+_PLAIN_STOP = "\nUser:"
+_NO_TEMPLATE = "this model has no chat template (it is a base model): it continues text rather than answer"
+
+
+
+
+@dataclass
+class Prompt:
+    """What the engine reads: token ids, and what it must know to understand the answer."""
+
+    tokens: list[int]
+    tags: ThinkingTags | None = None
+    inside_thinking: bool = False
+    stops: list[str] = field(default_factory=list)
+    dropped_messages: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+class PromptBuilder:
+    """Renders conversations for one loaded model."""
+
+    def __init__(self, model: Model, renderer: TemplateRenderer) -> None:
+        self._model = model
+        self._renderer = renderer
+        self._folds_system = False
+        self._wants_parts = False
+        self._plain_reason: str | None = None
+        template = model.template
+        if not template or not template.strip():
+            self._plain_reason = _NO_TEMPLATE
+        else:
+            try:
+                bos, eos = model.token_text(model.bos), model.token_text(model.eos)
+                renderer.use(template, bos, eos)
+                self._probe()
+            except TemplateBroken as error:
+                self._plain_reason = f"this model's chat template does not work ({error.message}): using a plain one"
+        if self._plain_reason:
+            template = ""
+        self.tags = thinking_family(template or "")
+        self._template_marks = self._marks_of(template or "")
+        for mark in (self.tags.open, self.tags.close, *self.tags.answer) if self.tags else ():
+            model.show(mark)
+
+    def build(self, messages: list[Message], *, thinking: bool | None = None, effort: str | None = None) -> Prompt:
+        """Tokens of a conversation that ends with a turn for the model to answer.
+
+        `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`.
+        Raises `UsageError` where the template refuses the conversation in every form.
+        """
+        turns = [self._turn(message) for message in messages]
+        if self._plain_reason:
+            text, stops, warnings = _plain(turns), [_PLAIN_STOP], [self._plain_reason]
+        else:
+            text, stops, warnings = self._render(turns, thinking, effort), [], []
+        tokens: list[int] = []
+        for piece in text.split(_MARK):
+            tokens += self._model.tokenize(piece, parse_special=True)
+        if self._model.adds_bos and tokens[:1] != [self._model.bos]:
+            tokens.insert(0, self._model.bos)
+        inside = self.tags is not None and text.rstrip().endswith(self.tags.open)
+        return Prompt(tokens, self.tags, inside, stops, 0, warnings)
+
+    def build_sliding(self, messages: list[Message], limit: int, **switches: Any) -> Prompt:
+        """As `build`, but with the oldest turns left out until at most `limit` tokens remain.
+
+        The system message and the last turn always stay; what is left begins with a person's turn.
+        """
+        prompt = self.build(messages, **switches)
+        system = [message for message in messages[:1] if message.role in ("system", "developer")]
+        turns = messages[len(system) :]
+        dropped = 0
+        while len(prompt.tokens) > limit:
+            starts = [n for n, turn in enumerate(turns) if n > 0 and turn.role == "user"]
+            if not starts:
+                break
+            # One exchange may be far too little: leave out as many as their own token counts say at once.
+            excess = len(prompt.tokens) - limit
+            counts = [len(self._model.tokenize(turn.text(), parse_special=False)) for turn in turns]
+            cut = next((start for start in starts if sum(counts[:start]) >= excess), starts[-1])
+            dropped += cut
+            turns = turns[cut:]
+            prompt = self.build(system + turns, **switches)
+        prompt.dropped_messages = dropped
+        return prompt
+
+    def plain_tokens(self, text: str) -> list[int]:
+        """Token ids of a text as the content of a message."""
+        tokens: list[int] = []
+        for piece in self._guard(text).split(_MARK):
+            tokens += self._model.tokenize(piece, parse_special=True)
+        return tokens
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        # Templates know "system" only; "developer" is OpenAI's newer word for it.
+        role = "system" if message.role == "developer" else message.role
+        turn: dict[str, Any] = {"role": role, "content": self._guard(message.text())}
+        if message.reasoning_content:
+            turn["reasoning_content"] = self._guard(message.reasoning_content)
+        if message.name:
+            turn["name"] = self._guard(message.name)
+        return turn
+
+    def _guard(self, text: str) -> str:
+        """`text` with a mark inside every string that the tokenizer would take for a token of the template's."""
+        text = text.replace(_MARK, "\ufffd")
+        specials = [mark for mark in self._template_marks if mark in text]
+        plain = self._model.tokenize(text, parse_special=False)
+        if plain != self._model.tokenize(text, parse_special=True):
+            specials += self._model.control_texts
+        if not specials:
+            return text
+        # A look-ahead finds overlapping ones too: each begins a character that is cut off from the rest.
+        begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, specials))}))(.)", re.DOTALL)
+        return begins.sub(rf"\1{_MARK}", text)
+
+    def _marks_of(self, template: str) -> list[str]:
+        """User-defined tokens that the template uses (`<think>`, `<tool_call>`): in its hands they are grammar.
+
+        Other user-defined tokens (runs of spaces, HTML tags) are ordinary vocabulary and stay whole.
+        """
+        candidates = set(_TAG_LIKE.findall(template))
+        if self.tags:
+            candidates |= {self.tags.open, self.tags.close}
+        return sorted(text for text in candidates if self._model.special_token(text) is not None)
+
+    def _probe(self) -> None:
+        """Find out once what the template does with a system message and with plain strings."""
+        user = {"role": "user", "content": _PROBE_USER}
+        try:
+            text = self._renderer.render([user], add_generation_prompt=True)
+            self._wants_parts = _PROBE_USER not in text and _PROBE_USER in self._renderer.render(
+                [_in_parts(user)], add_generation_prompt=True
+            )
+        except (TemplateRefused, TemplateBroken):
+            # Templates for tools or documents only: the conversation itself will show what they take.
+            return
+        system = {"role": "system", "content": _PROBE_SYSTEM}
+        turns = [_in_parts(turn) if self._wants_parts else turn for turn in (system, user)]
+        try:
+            self._folds_system = _PROBE_SYSTEM not in self._renderer.render(turns, add_generation_prompt=True)
+        except (TemplateRefused, TemplateBroken):
+            self._folds_system = True
+
+    def _render(self, turns: list[dict[str, Any]], thinking: bool | None, effort: str | None) -> str:
+        variables: dict[str, Any] = {"add_generation_prompt": True}
+        if thinking is not None:
+            variables |= {"enable_thinking": thinking, "thinking": thinking}
+            effort = effort or ("low" if not thinking else None)
+        if effort:
+            variables["reasoning_effort"] = effort
+        forms = [_system_folded(turns) if self._folds_system else turns]
+        forms += [_system_folded(turns), _merged(_system_folded(turns))]
+        refusal = ""
+        for form in forms:
+            if self._wants_parts:
+                form = [_in_parts(turn) for turn in form]
+            try:
+                return self._renderer.render(form, **variables)
+            except TemplateRefused as error:
+                refusal = error.message
+            except TemplateBroken as error:
+                refusal = error.message
+                break
+        raise UsageError(f"this model's chat template refuses the conversation: {refusal or 'it gives no reason'}")
+
+
+def _in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    """The turn with its content as a list of parts, as some templates want it."""
+    return {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+
+
+def _system_folded(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """System messages moved into the person's turn that follows, for templates that do not know them."""
+    folded: list[dict[str, Any]] = []
+    waiting = ""
+    for turn in turns:
+        if turn["role"] == "system":
+            waiting += turn["content"] + "\n\n"
+        elif waiting and turn["role"] == "user":
+            folded.append({**turn, "content": waiting + turn["content"]})
+            waiting = ""
+        else:
+            folded.append(turn)
+    if waiting:
+        folded.append({"role": "user", "content": waiting.strip()})
+    return folded
+
+
+def _merged(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbouring turns of one role as one, for templates that insist on alternation."""
+    merged: list[dict[str, Any]] = []
+    for turn in turns:
+        if merged and merged[-1]["role"] == turn["role"]:
+            merged[-1] = {**merged[-1], "content": f"{merged[-1]['content']}\n\n{turn['content']}"}
+        else:
+            merged.append(turn)
+    return merged
+
+
+def _plain(turns: list[dict[str, Any]]) -> str:
+    """A conversation as a base model might have read one in its training."""
+    names = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+    blocks = [turn["content"] if turn["role"] == "system" else f"{names[turn['role']]}: {turn['content']}" for turn in turns]
+    return "\n".join([*blocks, "Assistant:"])

@@ -1,0 +1,378 @@
+"""The one thread that owns llama.cpp: it loads models, lets requests in, and computes all of them in one batch a step.
+
+Each step takes one token of every answer in progress and fills the rest of the batch with prompts that are still being
+read, in small bites while somebody is waiting for the next token. Who does not fit waits in order of arrival.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeVar
+
+from localchat.engine.context import Aborted, NoRoom
+from localchat.engine.job import Event, Job, ModelSpec
+from localchat.engine.resident import Resident
+from localchat.engine.sampling import Sampler, resolve
+from localchat.engine.templates import TemplateRenderer
+from localchat.errors import ContextExceeded, EngineFailed, LocalchatError
+from localchat.protocol import ChatRequest, Extras, LoadedModel
+from localchat.settings import settings
+
+_ANSWER_RESERVE = 512
+"""Tokens of the window that a prompt should leave for its answer, where the request names no number."""
+
+_BITE_S, _BITE_WHILE_ANSWERING_S = 0.5, 0.12
+"""How long one step may read: until progress is shown again, and until the next token of other answers."""
+
+_FIRST_RATE = 128.0  # tokens per second, before anything was measured
+_MIN_BITE = 16
+
+T = TypeVar("T")
+
+
+class Task:
+    """Something to do with a loaded model on the engine's thread: count tokens, or only have it loaded."""
+
+    def __init__(self, spec: ModelSpec, context: int | None, run: Callable[[Resident], object]) -> None:
+        self.spec = spec
+        self.context = context
+        self.run = run
+        self.future: Future[object] = Future()
+        self.cancelled = False
+
+
+_UNLOAD = Task(ModelSpec("", Path()), None, lambda resident: None)
+
+
+class Engine:
+    """The engine's face to other threads. Nothing is loaded before it is asked for.
+
+    `threads`: how many compute; `context`: the window in tokens, or None to let it grow as conversations do.
+    """
+
+    def __init__(self, threads: int, context: int | None = None) -> None:
+        self._threads = threads
+        self._context = context
+        self._queue: deque[Job | Task] = deque()
+        self._active: list[Job] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._resident: Resident | None = None
+        self._renderer: TemplateRenderer | None = None
+        self._read_rate = _FIRST_RATE
+        self.answered = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, spec: ModelSpec, request: ChatRequest, sink: Callable[[Event], None]) -> Job:
+        """Ask for an answer; `sink` gets its events on the engine's thread, the last is `Finished` or an error."""
+        job = Job(spec, request, sink)
+        self._enqueue(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Stop computing a request that nobody listens to any more, in the middle of a token if need be."""
+        job.cancelled = True
+        if resident := self._resident:
+            resident.abort()
+        with self._wake:
+            self._wake.notify()
+
+    def load(self, spec: ModelSpec, context: int | None = None) -> Future[object]:
+        """Have a model in memory."""
+        return self._enqueue(Task(spec, context, lambda resident: None)).future
+
+    def tokenize(self, spec: ModelSpec, text: str) -> Future[object]:
+        """The token ids (`list[int]`) of a text as the content of a message."""
+        return self._enqueue(Task(spec, None, lambda resident: resident.prompts.plain_tokens(text))).future
+
+    def unload(self) -> None:
+        """Give the memory back once the running requests are through; the next request loads again."""
+        with self._wake:
+            self._queue.append(_UNLOAD)
+            self._wake.notify()
+
+    def close(self) -> None:
+        """End the thread; requests on their way fail."""
+        with self._wake:
+            self._closing = True
+            for job in (*self._active, *self._queue):
+                job.cancelled = True
+            self._wake.notify()
+        if resident := self._resident:
+            resident.abort()
+        self._thread.join(timeout=10)
+
+    def counts(self) -> tuple[int, int]:
+        """Requests that are being computed, and requests that wait."""
+        return len(self._active), len(self._queue)
+
+    def loaded(self) -> LoadedModel | None:
+        """What is in memory now."""
+        return resident.describe() if (resident := self._resident) else None
+
+    def _enqueue(self, work: T) -> T:
+        with self._wake:
+            if self._closing:
+                raise EngineFailed("the engine is leaving: ask again")
+            self._queue.append(work)  # type: ignore[arg-type]
+            self._wake.notify()
+        return work
+
+    # Everything below runs on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            # Started before the first model is loaded, so that both are ready at the same time.
+            self._renderer = TemplateRenderer()
+            while True:
+                with self._wake:
+                    while not (self._queue or self._active or self._closing):
+                        self._wake.wait()
+                    if self._closing:
+                        break
+                self._admit()
+                if self._active:
+                    self._step()
+        finally:
+            self._end_all(EngineFailed("the engine was stopped: ask again"))
+            self._unload()
+            if self._renderer:
+                self._renderer.close()
+
+    def _end_all(self, error: LocalchatError) -> None:
+        for job in (*self._active, *self._queue):
+            if isinstance(job, Job):
+                job.fail(error)
+            elif not job.future.done():
+                job.future.set_exception(error)
+        self._active.clear()
+        self._queue.clear()
+
+    def _unload(self) -> None:
+        if self._resident:
+            resident, self._resident = self._resident, None
+            resident.close()
+
+    def _admit(self) -> None:
+        """Let in whoever is first in the queue, as long as there is room; order is never changed."""
+        while self._queue:
+            work = self._queue[0]
+            if work.cancelled:
+                self._queue.popleft()
+                self._drop(work)
+                continue
+            try:
+                if not self._let_in(work):
+                    return
+                self._queue.popleft()
+            except LocalchatError as error:
+                self._fail(work, error)
+            except Exception as error:  # one failing request fails alone, whatever it was
+                traceback.print_exc(file=sys.stderr)
+                self._fail(work, LocalchatError(f"the engine stumbled over this request ({type(error).__name__}: {error})"))
+
+    def _drop(self, work: Job | Task) -> None:
+        if isinstance(work, Job):
+            work.abandon()
+        else:
+            work.future.cancel()
+
+    def _fail(self, work: Job | Task, error: LocalchatError) -> None:
+        self._queue.popleft()
+        if isinstance(work, Task):
+            work.future.set_exception(error)
+        elif work.has_answered and self._resident:
+            # It stepped aside for a larger window that memory does not allow: what it said stands.
+            work.finish("length", self._resident.n_ctx)
+        else:
+            work.fail(error)
+
+    def _let_in(self, work: Job | Task) -> bool:
+        """Begin with one piece of work; False where it has to wait for others to end."""
+        if work is _UNLOAD:
+            if self._active:
+                return False
+            self._unload()
+            return True
+        if not self._resident or self._resident.spec.path != work.spec.path:
+            if self._active:
+                return False
+            self._load(work)
+        resident = self._resident
+        assert resident
+        if isinstance(work, Task):
+            wanted = work.context or self._context
+            if wanted and not resident.holds(wanted):
+                if self._active:
+                    return False
+                resident.resize(wanted)
+            elif not resident.has_context:
+                resident.resize(resident.starting_context(wanted))
+            work.future.set_result(work.run(resident))
+            return True
+        if not work.prompt:
+            self._prepare(work, resident)
+        return self._seat(work, resident)
+
+    def _load(self, work: Job | Task) -> None:
+        self._unload()
+        assert self._renderer
+
+        def on_progress(fraction: float) -> bool:
+            if isinstance(work, Job):
+                work.progress("loading", fraction, 1.0)
+            return not (work.cancelled or self._closing)
+
+        self._resident = Resident(work.spec, self._renderer, self._threads, on_progress)
+        self._read_rate = _FIRST_RATE
+        if isinstance(work, Job):
+            work.mark_loaded()
+
+    def _prepare(self, job: Job, resident: Resident) -> None:
+        """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
+        request, extras = job.request, job.request.localchat or Extras()
+        switches = {"thinking": extras.thinking, "effort": request.reasoning_effort}
+        explicit = extras.context or self._context
+        cap = min(explicit or resident.model.n_ctx_train, resident.model.n_ctx_train)
+        if extras.overflow == "slide":
+            reserve = min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
+            prompt = resident.prompts.build_sliding(request.messages, cap - reserve, **switches)
+        else:
+            prompt = resident.prompts.build(request.messages, **switches)
+        if len(prompt.tokens) >= cap:
+            trained = resident.model.n_ctx_train
+            advice = f"raise it with -o context N (up to {trained})" if cap < trained else "shorten it"
+            raise ContextExceeded(
+                f"the prompt has {len(prompt.tokens)} tokens and the context window holds {cap}: "
+                f"{advice}, or start a new chat"
+            )
+        job.begin(prompt, resolve(request.sampling(), settings().options, resident.spec.sampling), cap)
+
+    def _seat(self, job: Job, resident: Resident) -> bool:
+        """Give a prepared job a sequence, and the context a size that it fits into."""
+        reserve = min(job.request.token_limit() or _ANSWER_RESERVE, job.limit - len(job.tokens))
+        need = len(job.tokens) + max(1, reserve)
+        explicit = (job.request.localchat or Extras()).context or self._context
+        wanted = min(explicit, job.limit) if explicit else resident.grown_context(need, job.limit)
+        if not resident.holds(wanted):
+            if self._active:
+                return False
+            resident.resize(wanted)
+        used = sum(len(other.tokens) for other in self._active)
+        if self._active and used + need > resident.n_ctx:
+            return False
+        sequence = resident.cache.take(job.tokens)
+        if not sequence:
+            return False
+        job.seat(sequence)
+        if not job.sampler:
+            job.sampler = Sampler(resident.model.n_vocab, job.sampling)
+            job.sampler.read(job.tokens)
+        self._active.append(job)
+        return True
+
+    def _step(self) -> None:
+        """Compute one batch for all active jobs."""
+        resident = self._resident
+        assert resident
+        context = resident.context
+        # Cleared before the flags are read: an abort in between is seen in the flag, a later one in the batch.
+        context.clear_abort()
+        for job in [job for job in self._active if job.cancelled]:
+            self._leave(job)
+            job.abandon()
+        if not self._active:
+            return
+        context.begin()
+        fed = self._fill_batch(resident)
+        began = resident.clock()
+        try:
+            context.decode()
+        except NoRoom:
+            self._make_room(resident)
+            return
+        except (Aborted, EngineFailed) as error:
+            for job, _, _ in fed:
+                assert job.sequence
+                resident.cache.cut(job.sequence, len(job.sequence.tokens))
+                if isinstance(error, EngineFailed):
+                    self._leave(job)
+                    job.fail(error)
+            return
+        seconds = resident.clock() - began
+        for job, tokens, _ in fed:
+            assert job.sequence
+            job.sequence.tokens += tokens
+        self._learn_rate(sum(len(tokens) for _, tokens, _ in fed), seconds)
+        for job, _, output in fed:
+            if output is None:
+                job.reading(self._read_rate)
+            else:
+                self._sample(job, output, resident)
+
+    def _fill_batch(self, resident: Resident) -> list[tuple[Job, list[int], int | None]]:
+        """Put everybody's next tokens into the batch: per job its tokens, and the index of its output if it has one."""
+        decoding = [job for job in self._active if job.is_decoding]
+        reading = [job for job in self._active if not job.is_decoding]
+        bite = self._read_rate * (_BITE_WHILE_ANSWERING_S if decoding else _BITE_S)
+        room = min(resident.context.batch_size - len(decoding), max(_MIN_BITE, int(bite)))
+        share = max(1, room // max(1, len(reading)))
+        fed: list[tuple[Job, list[int], int | None]] = []
+        for job in decoding + reading:
+            assert job.sequence
+            start = len(job.sequence.tokens)
+            tokens = job.tokens[start : start + (1 if job.is_decoding else share)]
+            ends = start + len(tokens) == len(job.tokens)
+            index = resident.context.add(tokens, start, job.sequence.id, output=ends)
+            fed.append((job, tokens, index if ends else None))
+        return fed
+
+    def _learn_rate(self, tokens: int, seconds: float) -> None:
+        """Follow the speed of reading; batches of a few tokens say nothing about it."""
+        if tokens >= _MIN_BITE and seconds > 0:
+            self._read_rate += 0.5 * (tokens / seconds - self._read_rate)
+
+    def _sample(self, job: Job, index: int, resident: Resident) -> None:
+        assert job.sampler
+        token = job.sampler.sample(resident.context.handle, index)
+        is_end = resident.model.is_end(token)
+        reason = job.accept(token, is_end=is_end, piece=b"" if is_end else resident.model.piece(token))
+        if reason:
+            self._leave(job)
+            self.answered += 1
+            job.finish(reason, resident.n_ctx)
+        elif len(job.tokens) >= resident.n_ctx:
+            # The window can grow further: wait until nobody else uses it, and go on in a larger one.
+            self._step_aside(job)
+
+    def _make_room(self, resident: Resident) -> None:
+        """The cache is full: forget old conversations first, then let the latest request step aside for the others."""
+        if resident.cache.evict():
+            return
+        if len(self._active) > 1:
+            self._step_aside(self._active[-1])
+            return
+        job = self._active[0]
+        self._leave(job)
+        self.answered += 1
+        job.finish("length", resident.n_ctx)
+
+    def _step_aside(self, job: Job) -> None:
+        """Back to the head of the queue; what it has generated is kept and what was read stays in the cache."""
+        self._leave(job)
+        self._queue.appendleft(job)
+
+    def _leave(self, job: Job) -> None:
+        assert job.sequence and self._resident
+        self._active.remove(job)
+        self._resident.cache.release(job.sequence)
+        job.sequence = None
+
+

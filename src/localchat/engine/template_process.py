@@ -1,0 +1,93 @@
+"""The process in which a model's own chat template runs: nothing but Jinja, in a sandbox, within hard limits.
+
+A template comes with the model, so it is foreign code. The sandbox keeps it from Python's internals, but it can still
+burn processor and memory; here it can be killed without taking the engine along. One JSON object a line on stdin, one
+on stdout: first `{"template", "bos_token", "eos_token"}`, then render requests (`messages` and the template's variables),
+each answered by `{"text"}`, `{"refused"}` (the template's own objection) or `{"broken"}` (it cannot run).
+
+Run as a script, it imports nothing of localchat: its start is on the way to a first answer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.exceptions import TemplateSyntaxError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY_LIMIT_BYTES = 256 << 20
+_OUTPUT_LIMIT_CHARACTERS = 32 << 20
+
+
+def _raise(message: object) -> NoReturn:
+    raise TemplateError(str(message))
+
+
+def _tojson(value: object, indent: int | None = None, **_: object) -> str:
+    # As transformers does it: no HTML escapes, non-ASCII kept.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _tojson
+    environment.filters["from_json"] = json.loads
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = now.strftime
+    environment.globals["from_json"] = json.loads
+    return environment
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits; there the parent's time limit is the only one
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _answer(render: Any, request: dict[str, Any]) -> dict[str, str]:
+    try:
+        text = render(**request)
+    except TemplateError as error:
+        return {"refused": str(error)}
+    except MemoryError:
+        return {"broken": "it needs more memory than a chat template may have"}
+    except RecursionError:
+        return {"broken": "it calls itself without end"}
+    except Exception as error:  # a template can raise anything that Python can
+        return {"broken": f"{type(error).__name__}: {error}"}
+    if len(text) > _OUTPUT_LIMIT_CHARACTERS:
+        return {"broken": "its output has no end"}
+    return {"text": text}
+
+
+def main() -> None:
+    """Serve render requests until stdin ends."""
+    _limit_memory()
+    print(json.dumps({"ready": True}), flush=True)
+    render: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "template" in request:
+            variables = {"bos_token": request["bos_token"], "eos_token": request["eos_token"]}
+            try:
+                template = _environment(datetime.now()).from_string(request["template"], globals=variables)
+                render, answer = template.render, {"text": ""}
+            except TemplateSyntaxError as error:
+                render, answer = None, {"broken": f"line {error.lineno}: {error.message}"}
+            except (MemoryError, RecursionError) as error:
+                render, answer = None, {"broken": type(error).__name__}
+        else:
+            answer = _answer(render, request) if render else {"broken": "it does not compile"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

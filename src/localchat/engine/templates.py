@@ -1,0 +1,110 @@
+"""Renders a model's own chat template in a process that can be killed (`template_process`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from localchat.errors import LocalchatError
+from localchat.safe_text import safe_line
+
+RENDER_LIMIT_S = 2.0
+_START_LIMIT_S = 30.0
+_SCRIPT = Path(__file__).with_name("template_process.py")
+_ANSWER_LIMIT = 256 << 20
+
+
+class TemplateBroken(LocalchatError):
+    """The template cannot run: a syntax error, or no end in sight."""
+
+
+class TemplateRefused(LocalchatError):
+    """The template itself objects to these messages (by `raise_exception`)."""
+
+
+class TemplateRenderer:
+    """The renderer process; started at once, so that it is ready by the time a model is loaded."""
+
+    def __init__(self) -> None:
+        self._setup: dict[str, str] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        # -I: neither the current folder nor PYTHON* variables decide what is imported.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._is_ready = False
+        self._received = bytearray()
+
+    def use(self, template: str, bos_token: str, eos_token: str) -> None:
+        """Compile `template` for the renders that follow. Raises `TemplateBroken`."""
+        self._setup = None
+        setup = {"template": template, "bos_token": bos_token, "eos_token": eos_token}
+        self._ask(setup)
+        self._setup = setup
+
+    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+        """The text of a conversation. Raises `TemplateRefused` or `TemplateBroken`."""
+        return self._ask({"messages": messages, **variables})
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # what was not yet written is of no use to anybody
+                assert pipe
+                pipe.close()
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        if not self._is_ready:
+            self._receive(_START_LIMIT_S)
+            self._is_ready = True
+        payload = json.dumps(request).encode() + b"\n"
+        answer = self._exchange(payload)
+        if "refused" in answer:
+            raise TemplateRefused(safe_line(answer["refused"]))
+        if "broken" in answer:
+            raise TemplateBroken(safe_line(answer["broken"]))
+        return answer["text"]
+
+    def _exchange(self, payload: bytes) -> dict[str, str]:
+        try:
+            assert self._process.stdin
+            self._process.stdin.write(payload)
+            self._process.stdin.flush()
+            return self._receive(RENDER_LIMIT_S)
+        except (OSError, ValueError, EOFError, TimeoutError) as error:
+            self.close()
+            self._start()
+            setup, self._setup = self._setup, None
+            if setup:
+                self._ask(setup)
+                self._setup = setup
+            limit = isinstance(error, TimeoutError)
+            raise TemplateBroken("it takes too long" if limit else "it died of too much memory or text") from error
+
+    def _receive(self, seconds: float) -> dict[str, str]:
+        """One line of answer within `seconds`."""
+        assert self._process.stdout
+        deadline = time.monotonic() + seconds
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._received[-(1 << 16) :]:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise TimeoutError
+            data = os.read(descriptor, 1 << 16)
+            if not data or len(self._received) > _ANSWER_LIMIT:
+                raise EOFError
+            self._received += data
+        line, self._received = bytes(self._received), bytearray()
+        answer: dict[str, str] = json.loads(line)
+        return answer

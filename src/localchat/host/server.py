@@ -1,0 +1,114 @@
+"""The sockets that the host listens on, and the server behind them, until its life ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from localchat import __version__
+from localchat.engine.scheduler import Engine
+from localchat.errors import EngineFailed, UsageError
+from localchat.host.app import make_app
+from localchat.host.guard import Guard
+from localchat.host.life import Life
+from localchat.locks import FileLock
+
+if TYPE_CHECKING:
+    from localchat.host.main import HostOptions
+
+_GRACE_S = 2
+"""Seconds that connections get to end after the engine has."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would raise the signal again before the host has cleaned up."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
+    """Answer requests until the host is idle for too long or told to stop; `lock` is given up early to make way."""
+    asyncio.run(_serve(engine, options, lock))
+
+
+async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
+    token = os.environ.get("LOCALCHAT_TOKEN") or secrets.token_urlsafe(24)
+    sockets = [_listen_unix(options.socket_path)]
+    address, port = str(options.socket_path), None
+    if options.port is not None:
+        sockets.append(_listen_tcp(options.port))
+        port = int(sockets[1].getsockname()[1])
+        address += f" and http://127.0.0.1:{port}"
+    life = Life(address, options.idle_s, options.on_demand)
+    app = Guard(make_app(engine, life), token, port, life.make_way)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        headers=[("Server", f"localchat/{__version__}")],
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    server = _Server(config)
+
+    def make_way() -> None:
+        # The next host binds the same path: it must find the path free and the lock with nobody.
+        for listener in server.servers:
+            listener.close()
+        options.socket_path.unlink(missing_ok=True)
+        lock.release()
+
+    life.on_make_way = make_way
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, life.stop)
+    serving = asyncio.create_task(server.serve(sockets))
+    ending = asyncio.create_task(life.wait())
+    while not server.started and not serving.done():
+        await asyncio.sleep(0)
+    options.on_ready(address, token if port else None)
+    await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+    if lock.held:
+        options.socket_path.unlink(missing_ok=True)
+    await asyncio.to_thread(engine.close)
+    server.should_exit = True
+    await serving
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """A listening socket at `path` for this user only; one that a crash left there is replaced (we hold the lock)."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+    except OSError as error:
+        raise EngineFailed(f"cannot listen at {path} ({error.strerror or error}): remove it, or set LOCALCHAT_HOME") from error
+    return listener
+
+
+def _listen_tcp(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+    except OSError as error:
+        raise UsageError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from error
+    return listener

@@ -1,0 +1,159 @@
+"""Brings a model that is not on this machine: its sources in order, verified, into its place in the store.
+
+The one door to the network for models. One source down is not the end; where none answers, the error says how to bring
+the file over by hand.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError, NoSuchModel
+from localchat.locks import FileLock
+from localchat.models import gguf, records, store
+from localchat.models.catalogue import Entry, Quantization, catalogue
+from localchat.models.partial import disk_errors
+from localchat.models.progress import FetchProgress, Meter, OnProgress
+from localchat.models.records import Cancelled
+from localchat.models.store import ModelFile
+from localchat.paths import paths, private_folder
+from localchat.safe_text import safe_line
+from localchat.settings import is_offline, settings
+
+__all__ = ["FetchProgress", "ensure", "fetch"]
+
+_POLL_S = 0.1
+
+
+def ensure(
+    name: str | None = None, *, on_progress: OnProgress | None = None, cancelled: Cancelled | None = None
+) -> ModelFile:
+    """The model that `name` means, fetched first where it is in the catalogue and not on this machine.
+
+    Without a name and with nothing installed that is the settings' model, else the starter. Raises what
+    `store.resolve` raises, `FetchError` where it cannot be brought, and `Interrupted`.
+    """
+    checking = Meter("this machine", 0, on_progress)
+
+    def on_hashed(done: int, total: int) -> None:
+        checking.total(total)
+        checking.at(done)
+
+    try:
+        return store.resolve(name, on_hashed=on_hashed, cancelled=cancelled)
+    except NoSuchModel:
+        wanted = name or settings().model
+        hit = catalogue().find(wanted) if wanted else (catalogue().starter, None)
+        if not hit:
+            raise
+        entry, quantization = hit
+    return fetch(entry, quantization, on_progress=on_progress, cancelled=cancelled)
+
+
+def fetch(
+    entry: Entry,
+    quantization: Quantization | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    cancelled: Cancelled | None = None,
+) -> ModelFile:
+    """Bring one file of a catalogue entry (its first quantization unless one is given) and return it, verified.
+
+    Another process that fetches the same file is waited for, and its result used. Raises `FetchError` with one reason
+    for each source and what to do by hand, `Interrupted`, and `LocalchatError` where a folder cannot be made.
+    """
+    quantization = quantization or entry.quantization[0]
+    place = paths().models / entry.place(quantization)
+    if is_offline():
+        raise FetchError(
+            f"{entry.name} is not on this machine and localchat is set to stay offline: {_by_hand(quantization, place)}"
+        )
+    _make_folders(place.parent)
+    lock = FileLock(place.with_name(f".{place.name}.lock"), remove=True)
+    with disk_errors(place.parent):
+        _wait_for(lock, Meter(entry.name, 0, on_progress), cancelled)
+    try:
+        if not _is_there(place, quantization):
+            _from_first_source(entry, quantization, place, on_progress, cancelled)
+    finally:
+        lock.release()
+    return store.resolve(f"{entry.name}:{quantization.name}", cancelled=cancelled)
+
+
+def _from_first_source(
+    entry: Entry, quantization: Quantization, place: Path, on_progress: OnProgress | None, cancelled: Cancelled | None
+) -> None:
+    """Publish the file and its record from the first source that has it. Raises `FetchError`, `Interrupted`."""
+    # Imported here because it brings what opens connections, which those who have a model never pay for.
+    from localchat.models import sources
+
+    reasons: list[str] = []
+    for source in quantization.source:
+        label = sources.label(source)
+        meter = Meter(label, quantization.size or 0, on_progress)
+        if reasons:
+            meter.say(f"{reasons[-1]}; trying {label}")
+        try:
+            with sources.brought(source, entry, quantization, place, meter, cancelled) as (file, pin):
+                header = gguf.read_header(file)
+                with disk_errors(place.parent):
+                    records.publish(file, place)
+                written = records.make(
+                    place,
+                    sha256=pin.sha256,
+                    source=label,
+                    revision=pin.revision,
+                    name=f"{entry.name}:{quantization.name}",
+                    quantization=header.quantization,
+                )
+                records.write(place, written)
+        except sources.SourceFailed as failed:
+            reasons.append(f"{label}: {failed.reason}")
+        except DamagedFile as damaged:
+            reasons.append(f"{label}: {damaged.message.partition(':')[0]}")
+        else:
+            return
+    raise FetchError(f"could not fetch {entry.name} ({'; '.join(reasons)}): {_by_hand(quantization, place)}")
+
+
+def _is_there(place: Path, quantization: Quantization) -> bool:
+    """Whether another process brought the file meanwhile; a damaged one is fetched anew and replaced."""
+    if not place.is_file():
+        return False
+    try:
+        found = records.verified(place, pinned=quantization.sha256, pinned_size=quantization.size)
+    except (DamagedFile, OSError):
+        return False
+    return quantization.sha256 in (None, found.sha256)
+
+
+def _wait_for(lock: FileLock, meter: Meter, cancelled: Cancelled | None) -> None:
+    """Take the lock, however long the process that has it needs. Raises `Interrupted`, `OSError`."""
+    if lock.acquire(blocking=False):
+        return
+    meter.say("another localchat is fetching this model: waiting for it")
+    while not lock.acquire(blocking=False):
+        if cancelled and cancelled():
+            raise Interrupted("stopped waiting for the other localchat that fetches this model")
+        time.sleep(_POLL_S)
+
+
+def _make_folders(folder: Path) -> None:
+    """Make the store's folders down to `folder`, each private. Raises `FetchError` where that is not possible."""
+    try:
+        for one in reversed([folder, *(parent for parent in folder.parents if parent.is_relative_to(paths().data))]):
+            if not one.is_dir():
+                private_folder(one)
+    except LocalchatError as error:
+        raise FetchError(error.message) from error
+
+
+def _by_hand(quantization: Quantization, place: Path) -> str:
+    """What a person without a network can do instead."""
+    facts = [f"{quantization.size:,} bytes"] if quantization.size else []
+    facts += [f"sha256 {quantization.sha256}"] if quantization.sha256 else []
+    return (
+        f"put {safe_line(quantization.file)} ({', '.join(facts) or 'from any machine that has it'}) into "
+        f"{safe_line(str(place.parent))}, or use a file you have with -m path/to/file.gguf"
+    )

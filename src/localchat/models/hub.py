@@ -1,0 +1,107 @@
+"""A hub as a source of files: what it promises about a file, where its bytes are, and what its refusals mean.
+
+huggingface_hub knows the hub's address, the person's token and the error codes; the bytes are moved by `download`,
+because the library neither resumes across runs nor checks a hash. `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from localchat import __version__
+from localchat.models.catalogue import Hub
+from localchat.models.download import SourceFailed, retrying
+from localchat.models.partial import Pin
+from localchat.models.progress import Meter
+from localchat.models.transport import Cancelled, Reply, check_url, host_of, request
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BY_CODE = {
+    "GatedRepo": "wants its licence accepted first: do that on the model's page, then set HF_TOKEN",
+    "RepoNotFound": "has no such repo, or only for those it knows (set HF_TOKEN)",
+    "RevisionNotFound": "no longer has this revision",
+    "EntryNotFound": "no longer has this file",
+}
+_BY_STATUS = {
+    401: "refused the token in HF_TOKEN or of a saved login",
+    403: "does not allow it",
+    404: "has no such file",
+    429: "is asked too often",
+}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub, pinned: ask for it at `url` with `headers` (they may hold the person's token)."""
+
+    url: str
+    headers: Mapping[str, str]
+    pin: Pin
+
+
+def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, cancelled: Cancelled | None) -> HubFile:
+    """Pin a file of a hub: its commit, size and sha256, which must agree with `size` and `sha256` where given.
+
+    Raises `SourceFailed` with what the hub's refusal means, and `Interrupted`.
+    """
+    # The library reads its environment when it is imported, and reports what uses it unless told not to.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    if constants.is_offline_mode():
+        raise SourceFailed("is switched off by HF_HUB_OFFLINE")
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT
+    url = hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
+    headers = build_hf_headers(library_name="localchat", library_version=__version__)
+
+    def head() -> Reply:
+        # The promise is in the hub's own answer, not in that of the storage it redirects to.
+        return request("HEAD", url, headers, cancelled=cancelled, follow=False)
+
+    reply = retrying(head, meter, cancelled, explain)
+    reply.close()
+    pin = _promise(reply.headers, reply.status, source.revision, constants, size, sha256)
+    if pin.revision:
+        url = hf_hub_url(source.repo, source.file, revision=pin.revision, endpoint=endpoint)
+    check_url(url)
+    return HubFile(url, headers, pin)
+
+
+def explain(reply: Reply) -> str:
+    """What a hub's refusal means, in a few words with the next step where there is one."""
+    code = reply.headers.get("x-error-code", "")
+    meaning = _BY_CODE.get(code) or _BY_STATUS.get(reply.status) or f"answered {reply.status}"
+    return f"{host_of(reply.url)} {meaning}"
+
+
+def _promise(
+    headers: Mapping[str, str], status: int, revision: str, names: object, size: int | None, sha256: str | None
+) -> Pin:
+    """What the hub says the file is, held against what is already known of it."""
+
+    def header(constant: str) -> str:
+        return headers.get(str(getattr(names, constant)).lower(), "")
+
+    commit = header("HUGGINGFACE_HEADER_X_REPO_COMMIT")
+    commit = commit if _COMMIT.fullmatch(commit) else ""
+    if _COMMIT.fullmatch(revision):
+        if commit and commit != revision:
+            raise SourceFailed("answered with another revision than it was asked for")
+        commit = revision
+    etag = (header("HUGGINGFACE_HEADER_X_LINKED_ETAG") or headers.get("etag", "")).removeprefix("W/").strip('"')
+    theirs = etag if _SHA256.fullmatch(etag) else None
+    if theirs and sha256 and theirs != sha256:
+        raise SourceFailed(f"has another file under this name (sha256 {theirs[:12]}…)")
+    length = header("HUGGINGFACE_HEADER_X_LINKED_SIZE") or (headers.get("content-length", "") if status == 200 else "")
+    their_size = int(length) if length.isdecimal() and len(length) < 16 else None
+    if their_size is not None and size is not None and their_size != size:
+        raise SourceFailed(f"has a file of {their_size:,} bytes where {size:,} were expected")
+    sha256, size = sha256 or theirs, size if size is not None else their_size
+    if sha256 is None or size is None:
+        raise SourceFailed("does not say which sha256 and size the file has, so it could not be verified")
+    return Pin(sha256, size, commit)

@@ -1,0 +1,178 @@
+"""What is known of one file of the store: a small record beside it that says when its sha256 was verified.
+
+A file whose size and time are those of its record is trusted without being read again; any other is read and hashed.
+This module also puts finished files into their place. It knows nothing of names, catalogues or sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from localchat.errors import DamagedFile, Interrupted
+from localchat.models import gguf
+from localchat.safe_text import safe_line
+
+_CHUNK = 1 << 20
+OnHashed = Callable[[int, int], None]
+"""Told how many bytes of how many were hashed."""
+Cancelled = Callable[[], bool]
+
+# What was verified while its folder could not be written: known for as long as this process lives.
+_remembered: dict[Path, Record] = {}
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The record of one file. `size` is bytes, `verified` when its hash was last found right."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+    source: str
+    verified: datetime
+    revision: str = ""
+    name: str = ""
+    quantization: str = ""
+
+    def fits(self, status: os.stat_result) -> bool:
+        """Whether the file is still as it was when it was verified, as far as size and time tell."""
+        return self.size == status.st_size and self.mtime_ns == status.st_mtime_ns
+
+
+def record_file(path: Path) -> Path:
+    """Where the record of the model file at `path` lies."""
+    return path.with_name(path.name + ".json")
+
+
+def read(path: Path) -> Record | None:
+    """The record of the file at `path`; None where there is none, or none that can be understood."""
+    remembered = _remembered.get(path)
+    if remembered:
+        return remembered
+    try:
+        return msgspec.json.decode(record_file(path).read_bytes(), type=Record)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write(path: Path, record: Record) -> None:
+    """Keep the record of the file at `path`; where the folder cannot be written, for this process only."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.json")
+    try:
+        with open(temporary, "xb", opener=_private) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(record_file(path))
+        _remembered.pop(path, None)
+    except OSError:
+        _remembered[path] = record
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def make(path: Path, *, sha256: str, source: str, revision: str = "", name: str = "", quantization: str = "") -> Record:
+    """A record of the file at `path` as it is now, verified now."""
+    status = path.stat()
+    return Record(
+        sha256=sha256,
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        source=source,
+        verified=_now(),
+        revision=revision,
+        name=name,
+        quantization=quantization,
+    )
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Move a finished, verified file into its place, so that a crash leaves all of it there or none."""
+    descriptor = os.open(temporary, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` outlast a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path, *, on_hashed: OnHashed | None = None, cancelled: Cancelled | None = None) -> str:
+    """The sha256 of a file, as 64 hex digits. Raises `Interrupted` when cancelled."""
+    import hashlib  # 4 ms that a file with a record need not wait for
+
+    digest = hashlib.sha256()
+    total = path.stat().st_size
+    done = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            if on_hashed:
+                on_hashed(done, total)
+            if cancelled and cancelled():
+                raise Interrupted("stopped while checking the model file: ask again to go on")
+    return digest.hexdigest()
+
+
+def verified(
+    path: Path,
+    *,
+    pinned: str | None = None,
+    pinned_size: int | None = None,
+    on_hashed: OnHashed | None = None,
+    cancelled: Cancelled | None = None,
+) -> Record:
+    """The record of the file at `path`, once its sha256 is known to be right.
+
+    `pinned` is the catalogue's hash for a file that has no record yet (one that was carried over by hand); a file that
+    nobody pinned is taken as it is if its header is sound. Raises `DamagedFile`, and `OSError` where it cannot be read.
+    """
+    status = path.stat()
+    known = read(path)
+    if known and known.fits(status):
+        return known
+    label = safe_line(str(path))
+    again = "remove it, and localchat can fetch it again"
+    size = known.size if known else pinned_size
+    if size is not None and status.st_size != size:
+        raise DamagedFile(f"{label} has {status.st_size:,} bytes where {size:,} were expected: {again}")
+    if not known and pinned is None:
+        header = gguf.read_header(path)  # cheap, so it comes before minutes of hashing
+    sha256 = hash_file(path, on_hashed=on_hashed, cancelled=cancelled)
+    expected = known.sha256 if known else pinned
+    if expected is not None and sha256 != expected:
+        raise DamagedFile(f"{label} is damaged (its sha256 is not {expected[:12]}…): {again}")
+    if known:
+        refreshed = msgspec.structs.replace(known, mtime_ns=status.st_mtime_ns, verified=_now())
+        write(path, refreshed)
+        return refreshed
+    if pinned is not None:
+        header = gguf.read_header(path)
+    record = make(path, sha256=sha256, source="carried over by hand", quantization=header.quantization)
+    write(path, record)
+    return record
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,1 @@
+"""What a person sees: the chat in the terminal. The only package that imports Textual."""

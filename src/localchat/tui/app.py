@@ -1,0 +1,117 @@
+"""The terminal chat as an application: its theme, its palette of actions, its way in and its ways out.
+
+Importing this builds nothing; `run` is how the command line opens the chat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from localchat.protocol import Sampling
+from localchat.settings import is_offline, settings
+from localchat.tui.actions import ACTIONS
+from localchat.tui.conversation import Conversation
+from localchat.tui.exchange import Engine, Preparation, Prepare
+from localchat.tui.screens.chat import ChatScreen
+from localchat.tui.theme import PAGE
+
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
+
+
+class ChatApp(App[None], inherit_bindings=False):
+    """The chat. `prepare` runs once, before the first question, where a model has to be fetched first.
+
+    `clock` (seconds) is what durations and speeds are measured with.
+    """
+
+    TITLE = "localchat"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", show=False, priority=True)]
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str = "",
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        context: int | None = None,
+        prepare: Prepare | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self.register_theme(PAGE)
+        self.theme = PAGE.name
+        self._engine = engine
+        self._conversation = Conversation(model, system, sampling or Sampling(), max_tokens, context)
+        self._preparation = Preparation(prepare)
+        self._clock = clock
+        self._signals: list[signal.Signals] = []
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat."""
+        return ChatScreen(
+            self._engine,
+            self._conversation,
+            self._preparation,
+            clock=self._clock,
+            offline=is_offline(),
+            thinking_open=settings().show_thinking,
+        )
+
+    def on_mount(self) -> None:
+        """Leave in good order when told to: otherwise the terminal would be left as the chat had set it."""
+        loop = asyncio.get_running_loop()
+        for name in _ENDING_SIGNALS:
+            number = getattr(signal, name, None)
+            # Not every system has them, and a loop outside the main thread cannot take them.
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                if number is not None:
+                    loop.add_signal_handler(number, partial(self.exit, return_code=128 + number))
+                    self._signals.append(number)
+
+    def on_unmount(self) -> None:
+        """Give the signals back."""
+        for number in self._signals:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: every action that is more than a key of the composer."""
+        for action in ACTIONS:
+            if action.method and action.name != "palette":
+                yield SystemCommand(action.label, action.key_label, partial(self.run_action, action.method, screen))
+
+
+def run(
+    engine: Engine,
+    *,
+    model: str = "",
+    system: str | None = None,
+    sampling: Sampling | None = None,
+    max_tokens: int | None = None,
+    context: int | None = None,
+    prepare: Prepare | None = None,
+) -> None:
+    """Open the chat and return when the person leaves it; raises `SystemExit` where a signal or a fault ended it."""
+    app = ChatApp(
+        engine,
+        model=model,
+        system=system,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        context=context,
+        prepare=prepare,
+    )
+    app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)

@@ -1,0 +1,1 @@
+"""The screens: each one lays widgets out and connects them; none knows how anything is drawn."""

@@ -1,0 +1,1 @@
+"""The widgets: each one draws what it is given; none talks to an engine."""
