@@ -202,7 +202,7 @@ def _handler_for(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                     begun = True
                     self.send_response(200)
                     self.send_header("Content-Type", "text/event-stream")
-                    self.send_header("Connection", "close")
+                    self.send_header("Transfer-Encoding", "chunked")
                     self.end_headers()
                 if isinstance(step, Die):
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -216,6 +216,7 @@ def _handler_for(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                 else:
                     self._write(b"data: " + msgspec.json.encode(step) + b"\n\n")
             self._write(b"data: [DONE]\n\n")
+            self._write(b"")
 
         def _hold(self, wait: Callable[[float], bool], seconds: float = _PATIENCE_S) -> None:
             """Wait, but notice (as the real engine does) a client that leaves meanwhile."""
@@ -232,7 +233,7 @@ def _handler_for(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                     self.connection.settimeout(None)
 
         def _write(self, data: bytes) -> None:
-            self.wfile.write(data)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
             self.wfile.flush()
 
         def _send(self, status: int, body: bytes) -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from localchat.errors import LocalchatError
 
+HOST_LOG_MARK = "--- localchat host"
+"""Begins the first line that a host writes to its log, so that nobody takes an earlier host's words for its own."""
+
 _SOCKET_NAME = "host.sock"
 # sun_path is 108 bytes on Linux and 104 on macOS, with a closing NUL.
 _SOCKET_PATH_LIMIT = 107 if sys.platform.startswith("linux") else 103

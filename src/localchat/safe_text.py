@@ -37,7 +37,9 @@ def safe_text(text: str) -> str:
 def safe_json(document: bytes) -> str:
     """A JSON document with those characters escaped inside its strings: as safe to print, and no value is changed."""
     text = document.decode()
-    return "".join(_escape(character) if ord(character) > 0x7E and ord(character) in _TABLE else character for character in text)
+    return "".join(
+        _escape(character) if ord(character) > 0x7E and ord(character) in _TABLE else character for character in text
+    )
 
 
 def _escape(character: str) -> str:

@@ -232,6 +232,18 @@ def test_a_stalled_transfer_is_given_up(
     assert len(hub.asked("GET")) == 2, "two stalls of half a minute are enough"
 
 
+def test_a_hub_that_says_nothing_is_left_after_one_wait(
+    home: Path, hub: LoopbackHub, tiny: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "STALL_S", 0.3)
+    hub.add(REPO, FILE, tiny)
+    hub.faults.append(Fault("hang", pause=2, times=9, methods=("HEAD",)))
+    offer(tiny)
+    with pytest.raises(FetchError, match="sent nothing"):
+        ensure("tiny")
+    assert len(hub.requests) == 1
+
+
 def test_a_slow_but_steady_transfer_is_not_a_stall(
     home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,17 @@ def test_every_name_leads_back_to_its_file(home: Path, tiny: bytes, offer: Offer
     assert {"tiny", "a/b:q4_k_m", "flat", "deep"} <= {model.name for model in found}
 
 
+def test_a_copy_elsewhere_leaves_the_short_name_to_the_one_in_its_place(home: Path, tiny: bytes, offer: Offer) -> None:
+    offer(tiny)
+    copy = put(home / "models" / "a" / "copy" / FILE, tiny)
+    assert store.resolve("tiny").path == copy
+    put(place(home), tiny)
+    for _ in range(2):
+        assert {model.name: model.path for model in store.installed()} == {"tiny": place(home), "a/copy": copy}
+        assert store.resolve("tiny").path == place(home)
+        assert store.resolve("a/copy").path == copy
+
+
 def test_the_last_verified_model_is_the_default(home: Path, tiny: bytes) -> None:
     put(home / "models" / "a" / "one" / "x.gguf", tiny)
     two = put(home / "models" / "a" / "two" / "x.gguf", tiny)

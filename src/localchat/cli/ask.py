@@ -21,7 +21,7 @@ from localchat.cli.options import (
     model_name,
     parse_options,
 )
-from localchat.cli.progress import ProgressLine, describe
+from localchat.cli.progress import ProgressLine, describe, write_aside
 from localchat.client import engine_at
 from localchat.errors import LocalchatError, NoSuchModel, UsageError
 from localchat.safe_text import safe_json, safe_text
@@ -147,15 +147,13 @@ class _Printer:
         """A piece of what the model thinks."""
         if self._show_thinking and not self._as_json:
             dim = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-            sys.stderr.write(f"\x1b[2m{safe_text(text)}\x1b[0m" if dim else safe_text(text))
-            sys.stderr.flush()
+            write_aside(f"\x1b[2m{safe_text(text)}\x1b[0m" if dim else safe_text(text))
             self._thinking_open = True
 
     def content(self, text: str) -> None:
         """A piece of the answer."""
         if self._thinking_open:
-            sys.stderr.write("\n\n")
-            sys.stderr.flush()
+            write_aside("\n\n")
             self._thinking_open = False
         if self.streams:
             shown = safe_text(text)
@@ -164,17 +162,24 @@ class _Printer:
             self._last = shown[-1:] or self._last
 
     def end(self, answer: _Answer) -> None:
-        """The last line end; or, where the answer was not streamed, all of it."""
+        """The last line end; or, where the answer was not streamed, all of it. What broke off is not lost either."""
+        if self._thinking_open:
+            write_aside("\n")
         if self.streams:
             if self._last and self._last != "\n":
                 sys.stdout.write("\n")
-        elif answer.finish_reason:
+        elif answer.is_complete or (self._as_json and (answer.text or answer.reasoning)):
             text = _first_code_block(answer.text) if self._extract else answer.text
-            if text is None:
-                sys.stderr.write(safe_text(answer.text).rstrip("\n") + "\n")
+            if text is None and answer.is_complete:
                 self.exit_code = 1
-                raise LocalchatError("the answer has no fenced code block: it stands above, ask for code or leave out -x")
+                write_aside(safe_text(answer.text).rstrip("\n") + "\n")
+                raise LocalchatError(
+                    "the answer has no fenced code block: it stands above, ask for code or leave out -x"
+                )
+            text = text or ""
             print(safe_json(answer.as_json(text)) if self._as_json else safe_text(text))
+        elif answer.text:
+            write_aside(safe_text(answer.text).rstrip("\n") + "\n")
         sys.stdout.flush()
 
 
@@ -190,6 +195,7 @@ class _Answer:
         self.reasoning = ""
         self.model = ""
         self.finish_reason: str | None = None
+        self.is_complete = False
         self.usage: protocol.Usage | None = None
         self.report = protocol.Report()
 
@@ -203,6 +209,7 @@ class _Answer:
             for choice in chunk.choices:
                 self.finish_reason = choice.finish_reason or self.finish_reason
                 self._take(choice.delta)
+        self.is_complete = True
 
     def _follow(self, report: protocol.Report) -> None:
         if report.progress:
@@ -276,7 +283,9 @@ class _Answer:
         ]
         if self.report.seed is not None:
             parts.append(f"seed {self.report.seed}")
-        return ", ".join([*parts, f"ended by {self.finish_reason}"])
+        if self.finish_reason:
+            parts.append(f"ended by {self.finish_reason}")
+        return ", ".join(parts)
 
 
 def _first_code_block(text: str) -> str | None:

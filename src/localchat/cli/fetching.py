@@ -9,10 +9,13 @@ from localchat.models.progress import FetchProgress
 
 def fetch_missing(name: str, progress: ProgressLine) -> None:
     """Fetch what `name` ("": the starter) means, with progress on stderr. Raises what `ensure` raises."""
-    if not name:
-        progress.note("no model is here yet: fetching the starter, once")
+    begun = bool(name)
 
     def on_progress(state: FetchProgress) -> None:
+        nonlocal begun
+        if not begun:
+            progress.note("no model is here yet: fetching the starter, once")
+            begun = True
         if state.notice:
             progress.note(state.notice)
         elif state.total or state.done:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import errno
 import importlib
 import os
 import sys
@@ -28,6 +28,7 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line and exit with the documented code."""
+    _replace_closed_streams()
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -36,15 +37,39 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has enough, as `head` has; that is no error, and Python must not find one at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has enough, as `head` has; that is no error.
+        _give_up_stdout()
         code = 0
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        code = _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
+        _give_up_stdout()
+        if error.errno == errno.EBADF:
+            code = _complain("standard output is closed: there is nowhere to write to", 1)
+        else:
+            where = f" ({error.filename})" if error.filename else ""
+            code = _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
     except Exception as error:
         code = _complain(_unexpected(error), 1)
     sys.exit(code)
+
+
+def _replace_closed_streams() -> None:
+    """Put something in place of a standard stream that was closed (`<&-`), before a file or a socket takes its number.
+
+    Reading finds the end at once, what is written to stderr is lost, and writing to stdout fails, as it should.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY))
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _give_up_stdout() -> None:
+    """Write no more to stdout: what is left in its buffer would fail again when Python exits, with a code of its own."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
 
 
 def _run(arguments: list[str]) -> int:
@@ -60,8 +85,10 @@ def _run(arguments: list[str]) -> int:
     import click
 
     try:
-        # The object tells `ask` that nobody typed its name: without a prompt, that is a wish to chat.
-        result = command.main(arguments, prog_name=f"localchat {name}", standalone_mode=False, obj=implicit)
+        # The object tells `ask` that nobody typed its name: without a prompt, that is a wish to chat. (`command.main`
+        # would do all this too, but exits with 1 where a pipe was closed.)
+        with command.make_context(f"localchat {name}", arguments, obj=implicit) as context:
+            result = command.invoke(context)
     except click.exceptions.Abort as error:
         raise KeyboardInterrupt from error
     except click.exceptions.Exit as error:
@@ -83,6 +110,8 @@ def _command_of(arguments: list[str]) -> tuple[str, list[str], bool]:
         return first, arguments[1:], False
     if first.startswith("-") or any(character.isspace() for character in first):
         return "ask", arguments, True
+    import difflib
+
     close = difflib.get_close_matches(first, COMMANDS, n=1)
     meant = f"did you mean `localchat {close[0]}`?" if close else f"to ask that, type `localchat ask {first!r}`"
     from localchat.errors import UsageError

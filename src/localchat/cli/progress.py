@@ -42,6 +42,13 @@ def describe(progress: Progress, model: str) -> str:
     return "waiting for other requests"
 
 
+def write_aside(text: str) -> None:
+    """Write to stderr; where that cannot be, nothing is said: it must not end what stdout is there for."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class ProgressLine:
     """A line that is overwritten in place on a terminal. Elsewhere, only `note` writes, and a download now and then."""
 
@@ -59,27 +66,21 @@ class ProgressLine:
         text = safe_line(text)
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1
-            self._write(f"\r\x1b[K{text[:width]}")
+            write_aside(f"\r\x1b[K{text[:width]}")
             self._shown = True
         else:
-            self._write(f"localchat: {text}\n")
+            write_aside(f"localchat: {text}\n")
 
     def clear(self) -> None:
         """Take the line away."""
         if self._shown:
-            self._write("\r\x1b[K")
+            write_aside("\r\x1b[K")
             self._shown = False
 
     def note(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self._write(f"localchat: {safe_line(text)}\n")
-
-    def _write(self, text: str) -> None:
-        # A closed stderr must not end what stdout is there for.
-        with suppress(OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        write_aside(f"localchat: {safe_line(text)}\n")
 
     def __enter__(self) -> Self:
         return self

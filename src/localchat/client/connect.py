@@ -15,12 +15,14 @@ from typing import BinaryIO
 
 from localchat.errors import EngineFailed, from_code
 from localchat.locks import FileLock
-from localchat.paths import paths, private_folder
+from localchat.paths import HOST_LOG_MARK, paths, private_folder
 from localchat.safe_text import safe_line
 from localchat.settings import settings
 
 _START_TIMEOUT_S = 60.0
 _LOG_KEPT_BYTES = 1 << 20
+_LOG_TAIL_BYTES = 1 << 15
+_TELLING = ("error", "assert", "abort", "fail", "illegal", "segmentation")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -135,14 +137,20 @@ def _open_log(log: Path) -> BinaryIO:
     return os.fdopen(os.open(log, flags, 0o600), "ab")
 
 
-def last_words(lines: int = 1) -> str:
-    """The end of the host's log that best says what went wrong: its last line with an error in it, else its last."""
+def last_words() -> str:
+    """What the last host's log says about its end: its last line with an error in it, or that there is none."""
     try:
         with paths().host_log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            text = [safe_line(line) for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+            tail = file.read().decode(errors="replace")
     except OSError:
         return "it left no log"
-    telling = [line for line in text if any(word in line.lower() for word in ("error", "assert", "abort", "fail"))]
-    return " / ".join((telling or text or ["it left no word"])[-lines:])
+    own = tail.rpartition(HOST_LOG_MARK)[2]
+    if "Illegal instruction" in own:
+        return (
+            "its library uses instructions that this processor does not have: reinstall it with "
+            f"`{sys.executable} -m pip install --force-reinstall --no-cache-dir llama-cpp-python`"
+        )
+    telling = [line for line in own.splitlines() if any(word in line.lower() for word in _TELLING)]
+    return safe_line(telling[-1])[:300] if telling else "it left no word: it was killed, perhaps for lack of memory"

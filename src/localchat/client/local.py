@@ -12,6 +12,8 @@ from localchat import __version__, protocol
 from localchat.client.connect import UnixConnection, connect_if_running, connect_or_start, last_words
 from localchat.client.stream import ChatStream, error_of
 from localchat.errors import EngineFailed, LocalchatError
+from localchat.locks import FileLock
+from localchat.paths import paths
 
 _HEADERS = {"Content-Type": "application/json", protocol.VERSION_HEADER: __version__}
 # A host that makes room for another version, or leaves because it was idle, needs a moment.
@@ -76,11 +78,13 @@ class LocalEngine:
         finally:
             connection.close()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
-        while (still := connect_if_running()) is not None:
-            still.close()
+        # It listens no more at once, and holds its lock until the model is out of memory.
+        lock = FileLock(paths().host_lock)
+        while not lock.acquire(blocking=False):
             if time.monotonic() > deadline:
                 raise EngineFailed("the engine does not stop: end the process that `localchat status` names")
             time.sleep(0.02)
+        lock.release()
         return True
 
     def _answer(self, path: str, body: bytes, model: str, context: int | None, kind: type[_Answer]) -> _Answer:

@@ -35,7 +35,9 @@ class RemoteEngine:
         except ValueError:
             host = port = None
         if parts.scheme not in ("http", "https") or not host:
-            raise UsageError(f"--engine takes the URL of a server, such as http://127.0.0.1:8080, not {safe_line(url)!r}")
+            raise UsageError(
+                f"--engine takes the URL of a server, such as http://127.0.0.1:8080, not {safe_line(url)!r}"
+            )
         if is_offline() and host not in _LOOPBACK:
             raise FetchError(f"offline is set, and {host} is not this machine: unset it, or leave --engine out")
         self._secure = parts.scheme == "https"
@@ -99,8 +101,8 @@ class RemoteEngine:
             ) from error
         if response.status == 200:
             return connection, response
-        error = error_of(response)
+        refusal = error_of(response)
         connection.close()
         if response.status == 401:
             raise EngineFailed(f"{self._name} wants a token: set LOCALCHAT_TOKEN to it")
-        raise error
+        raise refusal

@@ -59,7 +59,9 @@ class ChatStream:
                     f"the engine died in mid-answer ({self._last_words()}): what came so far is kept, ask again"
                 )
         except msgspec.DecodeError as error:
-            raise EngineFailed(f"the server sent something that is not a chat chunk: {safe_line(str(error))}") from error
+            raise EngineFailed(
+                f"the server sent something that is not a chat chunk: {safe_line(str(error))}"
+            ) from error
         finally:
             self.close()
 
@@ -98,5 +100,7 @@ def error_of(response: http.client.HTTPResponse) -> LocalchatError:
         error = _error_decoder.decode(body).error
     except msgspec.DecodeError:
         said = safe_line(body.decode(errors="replace"))[:200]
-        return EngineFailed(f"the server answered {response.status} {safe_line(response.reason)}: {said or 'no reason'}")
+        return EngineFailed(
+            f"the server answered {response.status} {safe_line(response.reason)}: {said or 'no reason'}"
+        )
     return from_code(str(error.code), safe_line(error.message) or f"the server answered {response.status}")

@@ -21,16 +21,20 @@ from typing import Any
 from localchat.errors import EngineFailed
 
 _LOG_LINES_KEPT = 400
-_WARN, _ERROR, _CONTINUED = 3, 4, 5
+_DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # enum ggml_log_level
 
 # What llama.cpp says when a computation was stopped on purpose: no news, and misleading in a log.
-_STOPPED = re.compile(r"failed with error 1$|compute status: 1$|removing memory module entries|failed to decode, ret = 2$")
+_STOPPED = re.compile(
+    r"failed with error 1$|compute status: 1$|removing memory module entries|failed to decode, ret = 2$"
+)
 
 log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
-"""The last lines that llama.cpp wrote, of every level; warnings and errors go to this process's stderr too."""
+"""The last lines that llama.cpp wrote, debug output left out; warnings and errors go to this process's stderr too."""
 
 lines_logged = 0
 """How many lines llama.cpp has written so far, those that are no longer kept included."""
+
+_last_level = 0
 
 _kept_alive: list[Any] = []
 """C objects that llama.cpp points to for as long as this process lives."""
@@ -71,9 +75,15 @@ def api() -> Any:
 
 
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
-    global lines_logged
+    global lines_logged, _last_level
+    if level == _CONTINUED:
+        level, continues = _last_level, True
+    else:
+        _last_level, continues = level, False
+    if level == _DEBUG:
+        return
     line = text.decode(errors="replace").rstrip("\n")
-    if level == _CONTINUED and log_lines:
+    if continues and log_lines:
         log_lines[-1] += line
         return
     log_lines.append(line)
@@ -84,7 +94,9 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 
 def complaints() -> str:
     """What llama.cpp last complained about, as one line for an error message."""
-    telling = [line.strip() for line in log_lines if re.search(r"error|fail|unknown|unsupported|invalid|cannot", line, re.I)]
+    telling = [
+        line.strip() for line in log_lines if re.search(r"error|fail|unknown|unsupported|invalid|cannot", line, re.I)
+    ]
     return telling[-1] if telling else (log_lines[-1].strip() if log_lines else "it gave no reason")
 
 

@@ -64,7 +64,9 @@ class Model:
         self.bos: int = llama.llama_vocab_bos(self._vocab)
         self.eos: int = llama.llama_vocab_eos(self._vocab)
         # Recurrent state cannot be cut back to an earlier token.
-        self.is_recurrent: bool = llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model)
+        self.is_recurrent: bool = llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(
+            self._model
+        )
         self.n_swa: int = llama.llama_model_n_swa(self._model)
         self._pieces: dict[int, bytes] = {}
         self._visible: set[int] = set()

@@ -24,8 +24,6 @@ _PLAIN_STOP = "\nUser:"
 _NO_TEMPLATE = "this model has no chat template (it is a base model): it continues text rather than answer"
 
 
-
-
 @dataclass
 class Prompt:
     """What the engine reads: token ids, and what it must know to understand the answer."""
@@ -223,5 +221,7 @@ def _merged(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _plain(turns: list[dict[str, Any]]) -> str:
     """A conversation as a base model might have read one in its training."""
     names = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
-    blocks = [turn["content"] if turn["role"] == "system" else f"{names[turn['role']]}: {turn['content']}" for turn in turns]
+    blocks = [
+        turn["content"] if turn["role"] == "system" else f"{names[turn['role']]}: {turn['content']}" for turn in turns
+    ]
     return "\n".join([*blocks, "Assistant:"])

@@ -32,6 +32,7 @@ class Resident:
         self.model = Model(spec.path, on_progress)
         self._threads = threads
         self._context: Context | None = None
+        self.cache: PrefixCache
         try:
             self.prompts = PromptBuilder(self.model, renderer)
         except BaseException:

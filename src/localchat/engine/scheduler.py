@@ -176,7 +176,9 @@ class Engine:
                 self._fail(work, error)
             except Exception as error:  # one failing request fails alone, whatever it was
                 traceback.print_exc(file=sys.stderr)
-                self._fail(work, LocalchatError(f"the engine stumbled over this request ({type(error).__name__}: {error})"))
+                self._fail(
+                    work, LocalchatError(f"the engine stumbled over this request ({type(error).__name__}: {error})")
+                )
 
     def _drop(self, work: Job | Task) -> None:
         if isinstance(work, Job):
@@ -238,14 +240,15 @@ class Engine:
     def _prepare(self, job: Job, resident: Resident) -> None:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
         request, extras = job.request, job.request.localchat or Extras()
-        switches = {"thinking": extras.thinking, "effort": request.reasoning_effort}
         explicit = extras.context or self._context
         cap = min(explicit or resident.model.n_ctx_train, resident.model.n_ctx_train)
         if extras.overflow == "slide":
             reserve = min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
-            prompt = resident.prompts.build_sliding(request.messages, cap - reserve, **switches)
+            prompt = resident.prompts.build_sliding(
+                request.messages, cap - reserve, thinking=extras.thinking, effort=request.reasoning_effort
+            )
         else:
-            prompt = resident.prompts.build(request.messages, **switches)
+            prompt = resident.prompts.build(request.messages, thinking=extras.thinking, effort=request.reasoning_effort)
         if len(prompt.tokens) >= cap:
             trained = resident.model.n_ctx_train
             advice = f"raise it with -o context N (up to {trained})" if cap < trained else "shorten it"
@@ -374,5 +377,3 @@ class Engine:
         self._active.remove(job)
         self._resident.cache.release(job.sequence)
         job.sequence = None
-
-

@@ -52,7 +52,10 @@ class Guard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token):
             return _refusal(401, "this server wants its bearer token: set LOCALCHAT_TOKEN or use the one it printed")
-        if scope["method"] == "POST" and headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if (
+            scope["method"] == "POST"
+            and headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+        ):
             return _refusal(415, "send application/json")
         if scope["path"] in _SOCKET_ONLY:
             return _refusal(403, "only the person at the machine may do that")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from localchat.engine.scheduler import Engine
 from localchat.engine.threads import compute_threads
 from localchat.errors import EngineFailed, LocalchatError
 from localchat.locks import FileLock
-from localchat.paths import paths, private_folder
+from localchat.paths import HOST_LOG_MARK, paths, private_folder
 
 _PREDECESSOR_S = 10.0
 """How long to wait for a host that is just leaving."""
@@ -45,12 +46,12 @@ def run_host(options: HostOptions) -> None:
     """Serve until idle or stopped. Raises `EngineFailed` where another host is alive or the address is taken."""
     faulthandler.enable()
     os.umask(0o077)
-    print(f"--- localchat {__version__} host, pid {os.getpid()}, {time.strftime('%F %T')}", file=sys.stderr, flush=True)
+    print(f"{HOST_LOG_MARK} {__version__}, pid {os.getpid()}, {time.strftime('%F %T')}", file=sys.stderr, flush=True)
     private_folder(options.socket_path.parent, shared_parent=True)
     lock = FileLock(paths().host_lock)
     deadline = time.monotonic() + _PREDECESSOR_S
     while not lock.acquire(blocking=False):
-        if not options.on_demand or time.monotonic() > deadline:
+        if time.monotonic() > deadline or not (options.on_demand or _is_leaving(options.socket_path)):
             raise EngineFailed("an engine is already running: `localchat status` shows it, `localchat stop` ends it")
         time.sleep(0.02)
     try:
@@ -65,6 +66,12 @@ def run_host(options: HostOptions) -> None:
             engine.close()
     finally:
         lock.release()
+
+
+def _is_leaving(socket_path: Path) -> bool:
+    """Whether the host that holds the lock listens no more, or not yet."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(socket_path)) != 0
 
 
 def _preload(engine: Engine, options: HostOptions) -> None:

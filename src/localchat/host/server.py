@@ -99,7 +99,9 @@ def _listen_unix(path: Path) -> socket.socket:
         path.chmod(0o600)
         listener.listen(128)
     except OSError as error:
-        raise EngineFailed(f"cannot listen at {path} ({error.strerror or error}): remove it, or set LOCALCHAT_HOME") from error
+        raise EngineFailed(
+            f"cannot listen at {path} ({error.strerror or error}): remove it, or set LOCALCHAT_HOME"
+        ) from error
     return listener
 
 

@@ -83,7 +83,7 @@ def retrying(attempt: Callable[[], Reply], meter: Meter, cancelled: Cancelled | 
             reply.close()
             raise _refusal(reply, explain, fresh_may_help=False)
         except TransportError as error:
-            if error.final or not error.reached or tries >= _TRIES:
+            if error.final or error.stalled or not error.reached or tries >= _TRIES:
                 raise SourceFailed(error.reason) from error
             _pause(tries, None, error.reason, meter, cancelled)
         except _Retry as retry:

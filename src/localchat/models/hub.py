@@ -16,7 +16,7 @@ from localchat.models.catalogue import Hub
 from localchat.models.download import SourceFailed, retrying
 from localchat.models.partial import Pin
 from localchat.models.progress import Meter
-from localchat.models.transport import Cancelled, Reply, check_url, host_of, request
+from localchat.models.transport import Cancelled, Reply, host_of, request
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,7 +68,6 @@ def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, canc
     pin = _promise(reply.headers, reply.status, source.revision, constants, size, sha256)
     if pin.revision:
         url = hf_hub_url(source.repo, source.file, revision=pin.revision, endpoint=endpoint)
-    check_url(url)
     return HubFile(url, headers, pin)
 
 

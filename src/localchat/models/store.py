@@ -68,6 +68,16 @@ class _Found:
         return by_place or _by_name_and_size(self.path)
 
     @property
+    def short_name(self) -> str:
+        """What the catalogue calls it, or nothing."""
+        return self.known_as[0].short_name(self.known_as[1]) if self.known_as else ""
+
+    @property
+    def at_home(self) -> bool:
+        """Whether it lies where the catalogue puts it; a copy elsewhere is the same model, but not the first choice."""
+        return self.place in catalogue().by_place
+
+    @property
     def tag(self) -> str:
         """The quantization by which it is told from its neighbours: the same before and after it was verified."""
         return self.known_as[1].label if self.known_as else label_in(self.path.name)
@@ -128,7 +138,9 @@ def _named(name: str, found: list[_Found]) -> _Found:
         ]
         if mine:
             # The quantization that the entry puts first, unless only others are here.
-            return max(mine, key=lambda one: (one.known_as == (entry, entry.quantization[0]), _recency(one)))
+            return max(
+                mine, key=lambda one: (one.known_as == (entry, entry.quantization[0]), one.at_home, _recency(one))
+            )
     for one in found:
         if wanted in (names[one.path].lower(), one.place.lower(), one.path.name.lower(), one.path.stem.lower()):
             return one
@@ -219,9 +231,12 @@ def _names(found: list[_Found]) -> dict[Path, str]:
     """A name for each file that `resolve` understands and no other file has: as short as it can be."""
     folders = Counter(one.place.rpartition("/")[0] for one in found)
     candidates: dict[Path, list[str]] = {}
+    taken = {one.short_name for one in found if one.at_home}
     for one in found:
         folder = one.place.rpartition("/")[0]
-        names = [one.known_as[0].short_name(one.known_as[1])] if one.known_as else []
+        names = []
+        if one.short_name and (one.at_home or one.short_name not in taken):
+            names.append(one.short_name)
         if folder.count("/") == 1:
             names += [folder] if folders[folder] == 1 else []
             names += [f"{folder}:{one.tag.lower()}"] if one.tag else []

@@ -29,7 +29,7 @@ class Action:
 
 ACTIONS = (
     Action("send", "enter", "Send the message"),
-    Action("newline", "ctrl+j", "New line (Shift Enter too, in most terminals)"),
+    Action("newline", "ctrl+j", "New line (Shift Enter in some terminals)"),
     Action("history", "up", "Your earlier messages, from the first line"),
     Action("stop", "escape", "Stop the answer and keep what came", "stop"),
     Action("retry", "ctrl+r", "Ask again after a stop or a failure", "retry"),

@@ -14,8 +14,8 @@ from typing import Literal
 
 Kind = Literal["prose", "item", "code", "table"]
 
-PART_LINES = 32
-PART_CHARS = 4096
+PART_LINES = 16
+PART_CHARS = 2048
 """A block is cut into parts of at most so many lines and (about) characters while it grows."""
 
 MERGE_CHARS = 1 << 15
@@ -180,7 +180,7 @@ class Splitter:
         # What has become long is cut here, and goes on as a part of the same block.
         kind, in_list = self._kind, self._in_list
         if kind == "table" and not self._opening:
-            self._opening = "".join(self._lines).lstrip("\n")
+            self._opening = "".join(self._lines).lstrip()
         self._push()
         self._lines, self._size, self._continues, self._in_list = [], 0, kind is not None, in_list
 

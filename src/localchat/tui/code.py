@@ -34,7 +34,10 @@ def code_lines(
         lines.append(Text(language, look.panel + look.panel_label, end=""))
     if code or not continues:
         for line in text.split("\n", allow_blank=True):
-            lines += line.wrap(console, inner, overflow="fold", tab_size=_TAB) if line.plain else [line]
+            if len(line.plain) * 2 <= inner and "\t" not in line.plain:
+                lines.append(line)
+            else:
+                lines += line.wrap(console, inner, overflow="fold", tab_size=_TAB)
     return [_in_panel(line, width, inner, look) for line in lines]
 
 

@@ -42,7 +42,8 @@ _OVER: tuple[State, ...] = ("done", "stopped", "failed")
 class Reply:
     """One attempt of a model to answer, from the moment it was asked (`asked_at`) to its end.
 
-    Chunks are counted as tokens until the engine has said how many there were.
+    Chunks are counted as tokens until the engine has said how many there were. `unsent`: it ended before any engine was
+    asked.
     """
 
     asked_at: float
@@ -60,6 +61,7 @@ class Reply:
     warnings: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     error: LocalchatError | None = None
+    unsent: bool = False
     reasoning_tokens: int = 0
     text_tokens: int = 0
     _thinking_from: float | None = None

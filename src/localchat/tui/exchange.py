@@ -39,10 +39,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more will come; `error` says why if that was too early. `unprepared`: the engine was never asked."""
+    """Nothing more will come; `error` says why if that was too early. `unsent`: the engine was never asked."""
 
     error: LocalchatError | None = None
-    unprepared: bool = False
+    unsent: bool = False
 
 
 Event: TypeAlias = Chunk | Preparing | Prepared | Ended
@@ -111,7 +111,7 @@ class Exchange:
                     self._events.put(chunk)
             self._events.put(Ended())
         except LocalchatError as error:
-            self._events.put(Ended(error, unprepared=not prepared))
+            self._events.put(Ended(error, unsent=not prepared))
         except Exception as error:
             # The thread's last line of defence: whatever it was, the person gets a sentence and not a silent screen.
             said = safe_line(f"{type(error).__name__}: {error}")

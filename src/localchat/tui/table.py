@@ -43,9 +43,7 @@ class Table:
 
     def wanted(self) -> list[int]:
         """The width, in cells, that each column would like to have."""
-        return [
-            max([1, *(row[n].cell_len for row in self.rows if n < len(row))]) for n in range(len(self.aligns))
-        ]
+        return [max([1, *(row[n].cell_len for row in self.rows if n < len(row))]) for n in range(len(self.aligns))]
 
     def _row(self, row: list[Text], columns: list[int], console: Console, look: Look) -> list[Text]:
         cells = []

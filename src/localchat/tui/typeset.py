@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TAB = 4
 _LEAST_WIDTH = 8
+_BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 _DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:", re.MULTILINE)
 
 
@@ -74,7 +75,7 @@ class Typesetter:
         if block.kind == "code":
             lines = code_lines(*_listing(block), width, self._console, self.look, continues=block.continues)
         elif block.kind == "table":
-            lines = self._table(block, width)
+            lines = self._table(block, width, references or {})
         else:
             lines = self._prose(_dedent(block.source, block.indent), width, references or {})
         strips = [Strip(line.render(self._console, end="")).simplify() for line in lines]
@@ -85,42 +86,35 @@ class Typesetter:
         """Whether an empty line sets a block off from the one before it."""
         if previous is None or block.continues:
             return False
-        first = block.source.lstrip("\n")
+        first = _without_blank_lines(block.source)
         apart = {block.kind, previous.kind} & {"code", "table"}
         return first != block.source or bool(apart) or (block.kind == "prose" and first.startswith("#"))
 
-    def _table(self, block: Block, width: int) -> list[Text]:
-        source = block.source.lstrip("\n")
+    def _table(self, block: Block, width: int, references: References) -> list[Text]:
         if not block.continues:
-            return self._parsed_table(source).lines(width, self._console, self.look)
+            return self._prose(block.source, width, references)
         # A later part has the columns of all before it, wider only where its own cells need it.
         if block.opening not in self._columns:
-            self._columns[block.opening] = self._parsed_table(block.opening).wanted()
+            self._columns[block.opening] = self._read_table(iter(_parser().parse(block.opening))).wanted()
         head = "".join(block.opening.splitlines(keepends=True)[:2])
-        table = self._parsed_table(head + source)
-        wanted = [max(pair) for pair in zip(self._columns[block.opening], table.wanted(), strict=True)]
-        self._columns[block.opening] = wanted
-        return table.lines(width, self._console, self.look, wanted=wanted, with_head=False)
-
-    def _parsed_table(self, source: str) -> Table:
-        tokens = _parser().parse(source)
-        return self._read_table(iter(tokens))
+        return self._prose(head + block.source, width, references, columns=self._columns[block.opening])
 
     def _read_table(self, tokens: Iterator[Token]) -> Table:
+        """Read to the end of a table; text that the parser does not take for one gives an empty table."""
         table = Table()
         for token in tokens:
             if token.type == "tr_open":
                 table.rows.append([])
             elif token.type in ("th_open", "td_open") and len(table.rows) == 1:
                 table.aligns.append(str(token.attrs.get("style", "")).removeprefix("text-align:") or "left")
-            elif token.type == "inline":
+            elif token.type == "inline" and table.rows:
                 table.rows[-1].append(self._inline(token, self.look.text))
             elif token.type == "table_close":
                 break
         return table
 
-    def _prose(self, source: str, width: int, references: References) -> list[Text]:
-        """Everything that is neither a code listing nor a table of its own."""
+    def _prose(self, source: str, width: int, references: References, columns: list[int] | None = None) -> list[Text]:
+        """Markdown of any kind; with `columns` it is a later part of a table with columns (at least) so wide."""
         lines: list[Text] = []
         frames: list[_Frame] = []
         style = self.look.text
@@ -161,7 +155,11 @@ class Typesetter:
             elif token.type in ("fence", "code_block"):
                 add(code_lines(token.info, token.content, inner, self._console, self.look), gap=True)
             elif token.type == "table_open":
-                add(self._read_table(tokens).lines(inner, self._console, self.look), gap=True)
+                table = self._read_table(tokens)
+                if columns is not None:
+                    columns[:] = _widest(columns, table.wanted())
+                add(table.lines(inner, self._console, self.look, wanted=columns, with_head=columns is None), gap=True)
+                columns = None
         # An item that has no text yet still shows its mark.
         if not lines and (bare := re.match(r"\s*([-*+]|\d{1,9}[.)])\s*$", source)):
             shown = "•" if bare[1] in "-*+" else bare[1]
@@ -236,12 +234,21 @@ def _joined(parts: list[Text]) -> Text:
     return parts[0] if len(parts) == 1 else Text.assemble(*parts, end="")
 
 
+def _widest(one: list[int], other: list[int]) -> list[int]:
+    return [max(pair) for pair in zip(one, other, strict=True)] if len(one) == len(other) else other
+
+
+def _without_blank_lines(source: str) -> str:
+    """`source` from its first line that has text on it."""
+    return _BLANK_LINES.sub("", source)
+
+
 def _listing(block: Block) -> tuple[str, str]:
     """A code block's language as written, and its code."""
     if block.continues:
         opening, code = block.opening, block.source
     else:
-        opening, _, code = block.source.lstrip("\n").partition("\n")
+        opening, _, code = _without_blank_lines(block.source).partition("\n")
     fence = opening.strip()
     mark = fence[: len(fence) - len(fence.lstrip(fence[:1]))]
     lines = _dedent(code, block.indent).split("\n")

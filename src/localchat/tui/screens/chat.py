@@ -67,6 +67,7 @@ class ChatScreen(Screen[None]):
         self._thinking_open = thinking_open
         self._model = conversation.model
         self._exchange: Exchange | None = None
+        self._reply: Reply | None = None
         self._queued: str | None = None
         self._quit_until = 0.0
         self._timer: Timer | None = None
@@ -123,12 +124,10 @@ class ChatScreen(Screen[None]):
             return
         self._exchange.stop()
         self._take_in()
-        if self._exchange:
-            reply = self._reply()
-            assert reply
-            unprepared = self._preparation.needed
-            reply.stop(self._clock())
-            self._over(reply, unprepared=unprepared)
+        if self._exchange and self._reply:
+            unsent = self._preparation.needed
+            self._reply.stop(self._clock())
+            self._over(self._reply, unsent=unsent)
 
     def action_retry(self) -> None:
         """Ask again what was stopped or failed."""
@@ -137,12 +136,12 @@ class ChatScreen(Screen[None]):
             return
         turn = self.conversation.retry(self._clock())
         self._transcript.add_attempt(turn.reply)
-        self._begin()
+        self._begin(turn.reply)
 
     def action_new_chat(self) -> None:
         """Begin a new chat with the same model; a draft stays."""
         self.action_stop()
-        self.conversation = self.conversation.empty_copy()
+        self.conversation, self._reply = self.conversation.empty_copy(), None
         self._transcript.welcome(self._shown_model(), self._offline)
         self._show_status()
         self._composer.focus()
@@ -185,10 +184,12 @@ class ChatScreen(Screen[None]):
     # The exchange.
 
     def _ask(self, text: str) -> None:
-        self._transcript.add_turn(self.conversation.ask(text, self._clock()))
-        self._begin()
+        turn = self.conversation.ask(text, self._clock())
+        self._transcript.add_turn(turn)
+        self._begin(turn.reply)
 
-    def _begin(self) -> None:
+    def _begin(self, reply: Reply) -> None:
+        self._reply = reply
         self._exchange = Exchange(self._engine, self.conversation.request(), self._preparation)
         assert self._timer
         self._timer.resume()
@@ -201,7 +202,7 @@ class ChatScreen(Screen[None]):
         self._show_status()
 
     def _take_in(self) -> None:
-        reply, now = self._reply(), self._clock()
+        reply, now = self._reply, self._clock()
         if not self._exchange or not reply:
             return
         for event in self._exchange.poll():
@@ -216,16 +217,17 @@ class ChatScreen(Screen[None]):
                     reply.fail(event.error, now)
                 else:
                     reply.finish(now)
-                self._over(reply, unprepared=event.unprepared)
+                self._over(reply, unsent=event.unsent)
 
-    def _over(self, reply: Reply, *, unprepared: bool) -> None:
+    def _over(self, reply: Reply, *, unsent: bool) -> None:
         """An answer has come to its end, one way or another."""
         self._exchange = None
+        self._clear_hint()
         assert self._timer
         self._timer.pause()
-        self._model = reply.model or self._model
+        reply.unsent = unsent
         self._transcript.update_reply(self._clock())
-        if unprepared:
+        if unsent:
             # The engine never saw the message: it goes back to where it was written.
             turn = self.conversation.turns.pop()
             self._transcript.withdraw_prompt()
@@ -239,13 +241,10 @@ class ChatScreen(Screen[None]):
                 self._composer.give_back(queued)
         self._show_status()
 
-    def _reply(self) -> Reply | None:
-        return self.conversation.turns[-1].reply if self.conversation.turns else None
-
     # The status line.
 
     def _show_status(self) -> None:
-        reply = self._reply()
+        reply = self._reply
         if reply and reply.model:
             self._model = reply.model
         usage = next((turn.reply.usage for turn in reversed(self.conversation.turns) if turn.reply.usage), None)

@@ -163,7 +163,8 @@ class Page(Widget):
 
     def render_line(self, y: int) -> Strip:
         """The line `y` of the page, padded to its width, with what is selected marked."""
-        width, base = self.size.width, self.rich_style
+        width = self.size.width
+        base = self._typesetter.look.text if self._typesetter else self.rich_style
         if y >= len(self._rows):
             return Strip.blank(width, base)
         strip = self._rows[y]

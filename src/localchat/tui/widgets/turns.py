@@ -118,7 +118,8 @@ class ReplyView(Vertical):
             self._thought.finish()
             self._say(self._mark, "\n".join(_marks(reply)))
             if reply.error:
-                self._say(self._error, f"{safe_line(reply.error.message)} (Ctrl+R asks again)")
+                again = "Enter sends it again" if reply.unsent else "Ctrl+R asks again"
+                self._say(self._error, f"{safe_line(reply.error.message)} ({again})")
 
     def set_old(self) -> None:
         """Another attempt counts now; this one stays to be read."""
@@ -151,7 +152,8 @@ def _marks(reply: Reply) -> list[str]:
     if reply.dropped_messages:
         marks.append(f"the model no longer saw the first {reply.dropped_messages} messages")
     if reply.state == "stopped":
-        marks.append("stopped" if reply.text else "stopped before the answer (Ctrl+R asks again)")
+        again = "" if reply.text else " before the message was sent" if reply.unsent else " (Ctrl+R asks again)"
+        marks.append(f"stopped{again}")
     elif reply.state == "done" and reply.finish_reason == "length":
         marks.append("cut off: the limit of tokens was reached")
     elif reply.state == "done" and not reply.text.strip():

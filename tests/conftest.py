@@ -1,0 +1,89 @@
+"""What all tests share: a home of their own, the real starter model, and hosts that end with the test.
+
+The starter is fetched once, by localchat itself, into a folder that later runs find again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localchat.paths import paths
+from localchat.settings import settings
+
+STARTER = "smollm2-135m"
+
+
+def forget_home() -> None:
+    """Let this process look at the environment again."""
+    paths.cache_clear()
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def starter() -> Path:
+    """The real starter model in a models folder of its own, verified."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "localchat-tests"
+    script = "from localchat.models.fetch import ensure; print(ensure('smollm2-135m').path)"
+    environment = {**os.environ, "LOCALCHAT_HOME": str(cache)}
+    environment.pop("LOCALCHAT_OFFLINE", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty LOCALCHAT_HOME; a host that a test leaves running there is ended."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LOCALCHAT_HOME", str(folder))
+    for name in ("LOCALCHAT_TOKEN", "LOCALCHAT_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    forget_home()
+    yield folder
+    stop_host(folder)
+    forget_home()
+
+
+@pytest.fixture
+def home(empty_home: Path, starter: Path) -> Path:
+    """A LOCALCHAT_HOME in which the starter is installed."""
+    install(starter, empty_home)
+    return empty_home
+
+
+def install(model: Path, home: Path) -> Path:
+    """Put a store's model with its record into another home, linked where the file system allows."""
+    relative = model.relative_to(model.parents[2])
+    target = home / "models" / relative
+    target.parent.mkdir(parents=True)
+    try:
+        os.link(model, target)
+    except OSError:
+        shutil.copy2(model, target)
+    shutil.copy2(f"{model}.json", f"{target}.json")
+    return target
+
+
+def run_cli(*arguments: str, home: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the `localchat` command in a process of its own, with nothing piped in unless `input` says so."""
+    options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
+    return subprocess.run(
+        [sys.executable, "-m", "localchat", *arguments],
+        env={**os.environ, "LOCALCHAT_HOME": str(home), **options.pop("env", {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def stop_host(home: Path) -> None:
+    """End the host of a home, if one runs."""
+    run_cli("stop", home=home)

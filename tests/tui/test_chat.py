@@ -1,0 +1,442 @@
+"""The chat, driven through its keys on a fake engine that speaks the real protocol."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from conftest import Bench
+from fake_engine import MODEL, Die, Refuse, fail, finish, pause, progress, say, think, usage, wait
+from textual import events
+
+from localchat.errors import FetchError
+from localchat.protocol import Extras, Message, Sampling
+from localchat.tui.widgets.page import Page
+from localchat.tui.widgets.transcript import Transcript
+from localchat.tui.widgets.turns import PromptView, ReplyView
+
+SIZE = (90, 30)
+
+
+async def test_a_question_is_asked_and_answered(bench: Bench) -> None:
+    bench.engine.script(say("The sky is **blue** because of the air.", by=4))
+    async with bench.app(system="Be kind.", sampling=Sampling(seed=3), context=2048).run_test(size=SIZE) as pilot:
+        await pilot.press(*"why", "ctrl+j", *"so", "enter")
+        await bench.answered(pilot)
+        assert "The sky is blue because of the air." in bench.shown
+        assert bench.composer.text == ""
+        assert "23 tokens/s" in bench.shown
+        assert "context 36 of 4,096" in bench.shown
+    request = bench.engine.requests[0]
+    assert request.messages == [Message("system", "Be kind."), Message("user", "why\nso")]
+    assert (request.seed, request.localchat) == (3, Extras(progress=True, context=2048))
+
+
+async def test_the_next_request_carries_the_conversation(bench: Bench) -> None:
+    bench.engine.script(think("hm"), say("One."))
+    bench.engine.script(say("Two."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "first")
+        await bench.answered(pilot)
+        await bench.ask(pilot, "second")
+        await bench.until(pilot, lambda: "Two." in bench.shown)
+    contents = [message.content for message in bench.engine.requests[1].messages]
+    assert contents == ["first", "One.", "second"]
+    assert all(message.reasoning_content is None for message in bench.engine.requests[1].messages)
+
+
+async def test_esc_stops_at_once_and_keeps_what_came(bench: Bench) -> None:
+    bench.engine.script(say("A partial"), wait("never"), say(" answer"))
+    bench.engine.script(say("Going on."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "A partial" in bench.shown)
+        await pilot.press("escape")
+        assert bench.replies[-1].state == "stopped"
+        assert bench.status.state == "stopped"
+        assert bench.engine.closed_early.wait(10)
+        await pilot.pause()
+        assert "stopped" in bench.shown
+        await bench.ask(pilot, "on")
+        await bench.until(pilot, lambda: "Going on." in bench.shown)
+    assert [message.content for message in bench.engine.requests[1].messages] == ["go", "A partial", "on"]
+
+
+async def test_esc_stops_while_the_prompt_is_read(bench: Bench) -> None:
+    bench.engine.script(progress("reading", 1, 9), wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "reading 1 of 9" in bench.shown)
+        await pilot.press("escape")
+        await bench.until(pilot, lambda: "stopped (Ctrl+R asks again)" in bench.shown)
+        assert bench.engine.closed_early.wait(10)
+
+
+async def test_every_state_is_told(bench: Bench) -> None:
+    bench.engine.script(
+        progress("queued", 0, 0), wait("a"),
+        progress("loading", 43, 100), wait("b"),
+        progress("reading", 512, 2000, 2300, cached_tokens=1200), wait("c"),
+        think("one two"), wait("d"),
+        say("abcdefghijk", by=1), wait("e"),
+    )  # fmt: skip
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: bench.status.state == "waiting for its turn")
+        bench.engine.go("a")
+        await bench.until(pilot, lambda: bench.status.state == "loading the model, 43%")
+        bench.engine.go("b")
+        told = "reading 512 of 2,000 tokens, 3 s left, 1,200 from cache"
+        await bench.until(pilot, lambda: bench.status.state == told)
+        bench.engine.go("c")
+        await bench.until(pilot, lambda: bench.status.state == "thinking 0 s")
+        bench.clock.now += 4
+        await bench.until(pilot, lambda: bench.status.state == "thinking 4 s")
+        bench.engine.go("d")
+        await bench.until(pilot, lambda: bench.replies[-1].text_tokens == 11)
+        bench.clock.now += 1
+        await bench.until(pilot, lambda: bench.status.state == "answering 2.2 tokens/s")
+        bench.engine.go("e")
+        await bench.until(pilot, lambda: bench.status.state == "")
+        assert "thought for 4 s, about 1 tokens" in bench.shown
+
+
+async def test_thinking_is_folded_until_it_is_asked_for(bench: Bench) -> None:
+    bench.engine.script(think("Let me see.\n\n- a thought", by=3), say("So."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.answered(pilot)
+        assert "Let me see." not in bench.shown
+        await pilot.press("ctrl+t")
+        await bench.until(pilot, lambda: "Let me see." in bench.shown and "• a thought" in bench.shown)
+        await pilot.press("ctrl+t")
+        await bench.until(pilot, lambda: "Let me see." not in bench.shown)
+        await pilot.click("ThoughtLine")
+        await bench.until(pilot, lambda: "Let me see." in bench.shown)
+
+
+async def test_a_message_waits_while_an_answer_comes_and_a_second_one_stays(bench: Bench) -> None:
+    bench.engine.script(say("One"), wait("go"))
+    bench.engine.script(say("Two"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "first")
+        await bench.until(pilot, lambda: "One" in bench.shown)
+        await bench.ask(pilot, "second")
+        await bench.ask(pilot, "third")
+        await bench.until(pilot, lambda: "one message is waiting already" in bench.shown)
+        assert bench.composer.text == "third"
+        bench.engine.go("go")
+        await bench.until(pilot, lambda: "Two" in bench.shown)
+        assert bench.composer.text == "third"
+    assert [message.content for message in bench.engine.requests[1].messages] == ["first", "One", "second"]
+
+
+async def test_a_waiting_message_comes_back_when_the_answer_is_stopped(bench: Bench) -> None:
+    bench.engine.script(say("One"), wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "first")
+        await bench.until(pilot, lambda: "One" in bench.shown)
+        await bench.ask(pilot, "second")
+        await pilot.press(*"and")
+        await pilot.press("escape")
+        await bench.until(pilot, lambda: bench.composer.text == "second\nand")
+    assert len(bench.engine.requests) == 1
+
+
+async def test_what_is_typed_right_after_enter_belongs_to_the_next_message(bench: Bench) -> None:
+    bench.engine.script(say("One"), wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        for key in ("a", "ctrl+j", "b", "enter", "c"):
+            bench.composer.post_message(events.Key(key, key if len(key) == 1 else None))
+        await bench.until(pilot, lambda: bench.engine.requests and bench.composer.text == "c")
+        assert bench.engine.requests[0].messages[-1].content == "a\nb"
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"),
+    [
+        ([[Refuse(404, "model_not_found", "no model is called x: see `localchat models`")]], "no model is called x"),
+        ([[Refuse(400, "context_length_exceeded", "the prompt has 9,000 tokens")]], "the prompt has 9,000 tokens"),
+        ([say("Half"), fail("engine_failed", "the engine ran out of memory")], "the engine ran out of memory"),
+        ([say("Half"), [Die()]], "the engine died in mid-answer"),
+        ([[Die()]], "cannot reach"),
+    ],
+)
+async def test_an_error_is_one_sentence_and_the_message_can_be_asked_again(
+    bench: Bench, steps: list, sentence: str
+) -> None:
+    bench.engine.script(*steps, end=False)
+    bench.engine.script(say("Better."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: bench.status.state == "failed")
+        assert sentence in bench.shown
+        assert "Ctrl+R" in bench.shown
+        assert ("Half" in bench.shown) == (steps[0][0] == say("Half")[0])
+        await pilot.press("ctrl+r")
+        await bench.until(pilot, lambda: "Better." in bench.shown)
+        assert sentence in bench.shown
+        assert len(bench.screen.query(PromptView)) == 1
+    assert [message.content for message in bench.engine.requests[-1].messages] == ["go"]
+
+
+async def test_an_engine_that_is_killed_leaves_what_it_said(bench: Bench) -> None:
+    bench.engine.script(say("Before the end"), wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "Before the end" in bench.shown)
+        bench.engine.die()
+        await bench.until(pilot, lambda: bench.status.state == "failed")
+        assert "Before the end" in bench.shown
+        await bench.ask(pilot, "again")
+        await bench.until(pilot, lambda: "cannot reach" in bench.shown)
+
+
+async def test_a_new_chat_forgets_the_turns_and_keeps_the_draft(bench: Bench) -> None:
+    bench.engine.script(say("Old words"), wait("never"))
+    bench.engine.script(say("New words"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "first")
+        await bench.until(pilot, lambda: "Old words" in bench.shown)
+        await pilot.press(*"draft", "ctrl+n")
+        await bench.until(pilot, lambda: "will answer" in bench.shown)
+        assert "Old words" not in bench.shown
+        assert bench.composer.text == "draft"
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: "New words" in bench.shown)
+    assert [message.content for message in bench.engine.requests[-1].messages] == ["draft"]
+
+
+async def test_ctrl_c_stops_and_twice_quits(bench: Bench) -> None:
+    bench.engine.script(say("Words"), wait("never"))
+    app = bench.app()
+    async with app.run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "Words" in bench.shown)
+        await pilot.press("ctrl+c")
+        assert bench.replies[-1].state == "stopped"
+        await pilot.press("ctrl+c")
+        await bench.until(pilot, lambda: "Ctrl+C once more quits" in bench.shown)
+        assert app.is_running
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert not app.is_running or app._exit
+    assert app.return_code == 0
+
+
+async def test_leaving_in_mid_answer_stops_the_engine(bench: Bench) -> None:
+    bench.engine.script(say("Words"), wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "Words" in bench.shown)
+        await pilot.press("ctrl+q")
+    assert bench.engine.closed_early.wait(10)
+
+
+async def test_the_model_is_fetched_before_the_first_question(bench: Bench) -> None:
+    bench.engine.script(say("Ready."))
+    calls: list[str] = []
+    go = threading.Event()
+
+    def prepare(tell) -> None:
+        calls.append("prepare")
+        tell("fetching smollm2-135m, 12 of 98 MB")
+        go.wait(20)
+        if len(calls) == 1:
+            raise FetchError("no source answers: bring the file over by hand")
+
+    async with bench.app(prepare=prepare).run_test(size=SIZE) as pilot:
+        assert calls == []
+        await bench.ask(pilot, "my words")
+        await bench.until(pilot, lambda: "fetching smollm2-135m, 12 of 98 MB" in bench.shown)
+        go.set()
+        await bench.until(pilot, lambda: "no source answers" in bench.shown)
+        assert bench.composer.text == "my words"
+        assert bench.engine.requests == []
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: "Ready." in bench.shown)
+        await bench.ask(pilot, "next")
+        await bench.until(pilot, lambda: len(bench.engine.requests) == 2)
+    assert calls == ["prepare", "prepare"]
+
+
+async def test_esc_breaks_the_fetching_off(bench: Bench) -> None:
+    bench.engine.script(say("Ready."))
+    ended = threading.Event()
+
+    def prepare(tell) -> None:
+        try:
+            for _ in range(4000):
+                tell("fetching")
+                threading.Event().wait(0.005)
+        finally:
+            ended.set()
+
+    async with bench.app(prepare=prepare).run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "my words")
+        await bench.until(pilot, lambda: bench.status.state == "fetching")
+        await pilot.press("escape")
+        assert bench.composer.text == "my words"
+        assert ended.wait(10)
+    assert bench.engine.requests == []
+
+
+async def test_the_history_is_at_the_edges_of_the_composer(bench: Bench) -> None:
+    bench.engine.script(say("ok"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        for text in ("one", "two\nlines"):
+            await bench.ask(pilot, text)
+            await bench.answered(pilot)
+        await pilot.press(*"draft", "up")
+        assert bench.composer.text == "two\nlines"
+        await pilot.press("up")
+        assert bench.composer.text == "two\nlines"
+        await pilot.press("up")
+        assert bench.composer.text == "one"
+        await pilot.press("up", "down", "down", "down")
+        assert bench.composer.text == "draft"
+
+
+async def test_the_composer_grows_to_eight_lines(bench: Bench) -> None:
+    async with bench.app().run_test(size=SIZE) as pilot:
+        assert bench.composer.size.height == 1
+        bench.composer.text = "a\nb\nc"
+        await bench.until(pilot, lambda: bench.composer.size.height == 3)
+        bench.composer.text = "a\n" * 50
+        await bench.until(pilot, lambda: bench.composer.size.height == 8)
+
+
+async def test_a_large_paste_arrives_whole(bench: Bench) -> None:
+    bench.engine.script(say("ok"))
+    text = "some words and more of them\r\n" * 4000
+    async with bench.app().run_test(size=SIZE) as pilot:
+        bench.composer.post_message(events.Paste(text))
+        await bench.until(pilot, lambda: bench.composer.text)
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: bench.engine.requests)
+        await bench.until(pilot, lambda: "more characters were sent" in bench.shown or bench.replies[-1].text)
+    assert bench.engine.requests[0].messages[-1].content == text.replace("\r\n", "\n")
+
+
+async def test_scrolling_away_is_respected_and_the_end_holds_again(bench: Bench) -> None:
+    lines = [step for n in range(60) for step in say(f"{n}. line {n}\n")]
+    bench.engine.script(lines[:40], wait("a"), lines[40:50], wait("b"), lines[50:])
+    async with bench.app().run_test(size=SIZE) as pilot:
+        transcript = bench.screen.query_one(Transcript)
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "39. line 39" in bench.shown)
+        assert transcript.is_vertical_scroll_end
+        await pilot.press("pageup")
+        await bench.until(pilot, lambda: not transcript.is_vertical_scroll_end)
+        place = transcript.scroll_y
+        bench.engine.go("a")
+        await bench.until(pilot, lambda: "line 49" in bench.replies[-1].text)
+        await pilot.pause()
+        assert transcript.scroll_y == place
+        await pilot.press("ctrl+end")
+        await bench.until(pilot, lambda: "49. line 49" in bench.shown)
+        # Scrolling down at the very end must not let go of it.
+        await pilot.press("pagedown", "alt+down")
+        bench.engine.go("b")
+        await bench.until(pilot, lambda: "59. line 59" in bench.shown)
+
+
+async def test_one_more_token_costs_the_same_at_the_end_of_a_long_answer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, not timed: how much source is set again for one more token."""
+    from localchat.tui import typeset
+
+    sources: list[int] = []
+    original = typeset.Typesetter.block
+
+    def counting(self, block, references=None):
+        sources.append(len(block.source))
+        return original(self, block, references)
+
+    monkeypatch.setattr(typeset.Typesetter, "block", counting)
+    kinds = {
+        "paragraph": ("", "Some words.\n\n"),
+        "list": ("", "- item\n"),
+        "code": ("```py\n", "x = 1\n"),
+        "table": ("|a|b|\n|-|-|\n", "|1|2|\n"),
+    }
+    bench.engine.script(say("ok"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.answered(pilot)
+        for head, line in kinds.values():
+            page = Page()
+            await bench.screen.query_one(Transcript).mount(page)
+            await pilot.pause()
+            page.append(head + line * 2000)
+            sources.clear()
+            page.append("y")
+            assert sum(sources) <= 20 * len(line)
+            assert len(page._rows) >= 2000
+
+
+async def test_the_model_that_answers_is_named(bench: Bench) -> None:
+    bench.engine.script(finish(), usage())
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.until(pilot, lambda: f"{MODEL} will answer" in bench.shown)
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "the model gave no answer" in bench.shown)
+
+
+async def test_an_answer_that_was_cut_off_says_so(bench: Bench) -> None:
+    bench.engine.script(say("Words"), finish("length"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "the limit of tokens was reached" in bench.shown)
+
+
+async def test_late_addresses_are_resolved_at_the_end(bench: Bench) -> None:
+    bench.engine.script(say("See [the notes][1].\n\n"), wait("a"), say("[1]: https://example.org/notes\n"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.until(pilot, lambda: "See [the notes][1]." in bench.shown)
+        bench.engine.go("a")
+        await bench.until(pilot, lambda: "See the notes (https://example.org/notes)." in bench.shown)
+
+
+async def test_the_palette_and_the_key_sheet_know_every_action(bench: Bench) -> None:
+    app = bench.app()
+    async with app.run_test(size=(90, 40)) as pilot:
+        titles = [command.title for command in app.get_system_commands(bench.screen)]
+        await pilot.press("f1")
+        await bench.until(pilot, lambda: "Find an action by its name" in bench.shown)
+        assert all(title in bench.shown for title in titles)
+        await pilot.press("escape")
+        await pilot.press("ctrl+p", *"thinking", "enter")
+        await bench.until(pilot, lambda: bench.screen.query_one(Transcript).thinking_open)
+
+
+async def test_a_mouse_selects_and_ctrl_c_copies(bench: Bench) -> None:
+    bench.engine.script(say("Copy these words."))
+    app = bench.app()
+    async with app.run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await bench.answered(pilot)
+        page = bench.screen.query(ReplyView).first().query(Page).last()
+        await pilot.mouse_down(page, offset=(5, 0))
+        await pilot.hover(page, offset=(10, 0))
+        await pilot.mouse_up(page, offset=(10, 0))
+        await pilot.press("ctrl+c")
+        assert app.clipboard == "these"
+
+
+async def test_no_colour_where_none_is_wanted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = bench.app()
+    async with app.run_test(size=SIZE) as pilot:
+        await bench.until(pilot, lambda: "will answer" in bench.shown)
+        assert "#d9a05b" not in app.export_screenshot()
+
+
+async def test_a_slow_answer_does_not_hold_the_keys(bench: Bench) -> None:
+    bench.engine.script(*[say(f"word {n} ") + pause(0.002) for n in range(50)], wait("never"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "go")
+        await pilot.press(*"typing meanwhile".replace(" ", "_"))
+        assert bench.composer.text == "typing_meanwhile"
