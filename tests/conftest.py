@@ -5,19 +5,26 @@ The starter is fetched once, by localchat itself, into a folder that later runs 
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
+import psutil
 import pytest
 
+from localchat.client.connect import UnixConnection
 from localchat.paths import paths
 from localchat.settings import settings
 
 STARTER = "smollm2-135m"
+T = TypeVar("T")
 
 
 def forget_home() -> None:
@@ -87,3 +94,54 @@ def run_cli(*arguments: str, home: Path, **options: object) -> subprocess.Comple
 def stop_host(home: Path) -> None:
     """End the host of a home, if one runs."""
     run_cli("stop", home=home)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Iterator[Path]:
+    """A LOCALCHAT_HOME with the starter, whose host stays for all tests of a module."""
+    folder = tmp_path_factory.mktemp("warm") / "home"
+    install(starter, folder)
+    yield folder
+    stop_host(folder)
+
+
+def start_cli(*arguments: str, home: Path, **options: object) -> subprocess.Popen[bytes]:
+    """Start the `localchat` command and leave it running; its output comes as bytes."""
+    options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("stdout", subprocess.PIPE)
+    options.setdefault("stderr", subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "localchat", *arguments],
+        env={**os.environ, "LOCALCHAT_HOME": str(home), **options.pop("env", {})},
+        **options,
+    )
+
+
+def status_of(home: Path) -> dict[str, Any] | None:
+    """What the host of a home says of itself; None where none listens."""
+    connection = UnixConnection(home / "run" / "host.sock")
+    try:
+        connection.connect()
+        connection.request("GET", "/localchat/status")
+        return json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 30.0) -> T:
+    """Wait until something is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+    return value
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

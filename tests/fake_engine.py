@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 
 from localchat import __version__, protocol
-from localchat.protocol import Chunk, Choice, Delta, ErrorBody, Progress, Report, Timings, Usage
+from localchat.protocol import Choice, Chunk, Delta, ErrorBody, Progress, Report, Timings, Usage
 
 MODEL = "fake-1b"
 _PATIENCE_S = 20.0
@@ -198,7 +198,7 @@ def _handler_for(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                     error = protocol.ErrorResponse(ErrorBody(message=step.message, code=step.code))
                     self._send(step.status, msgspec.json.encode(error))
                     return
-                if not begun:
+                if not begun and not isinstance(step, Die):
                     begun = True
                     self.send_response(200)
                     self.send_header("Content-Type", "text/event-stream")

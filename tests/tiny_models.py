@@ -6,6 +6,7 @@ that a test knows the number of tokens of everything it writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,9 @@ BYTES = Vocabulary(
 END = 258
 """The id of `<|im_end|>` in `BYTES`."""
 
+LETTERS = (*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1))
+"""The ids of the letters in `BYTES`."""
+
 WORDS = ("<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], "\u2581", "a", "b", "\u2581a", "ab")
 
 SENTENCEPIECE = Vocabulary(
@@ -108,11 +112,12 @@ def write_model(
     width: int = 64,
     window: int = 64,
     seed: int = 1,
-    favourite: int | None = None,
+    speaks: Iterable[int] | None = None,
 ) -> Path:
-    """Write a GGUF of random weights; `favourite` is a token that it will always choose.
+    """Write a GGUF of random weights. What it says depends on all it has read, and has no sense.
 
-    `context` is what it claims to be trained for, `window` the sliding window of gemma3, both in tokens.
+    `context` is what it claims to be trained for, `window` the sliding window of gemma3, both in tokens. `speaks`: the
+    only tokens that it is likely to choose (`LETTERS` never end an answer).
     """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -135,11 +140,11 @@ def write_model(
 
     tensor("token_embd", len(vocabulary.tokens), width, scale=1.0)
     output = random.standard_normal((len(vocabulary.tokens), width)).astype(np.float32)
-    if favourite is not None:
-        # The end of the network is made blind to what it saw: the norm lets one constant direction through.
-        output[:] = 0.0
-    if architecture != "gemma3":
-        writer.add_tensor("output.weight", output)
+    if speaks is not None:
+        # A row of zeros is a logit of zero; among some dozens of random ones, a larger one is always found.
+        kept = list(speaks)
+        output[np.setdiff1d(np.arange(len(output)), kept)] = 0.0
+    writer.add_tensor("output.weight", output)
     ones("output_norm", width)
     for layer in range(layers):
         block = f"blk.{layer}"

@@ -16,10 +16,12 @@ from localchat.tui.typeset import Look, Typesetter, references_in
 
 PIECES = st.sampled_from(
     [
-        "word", "**strong**", "`code`", " ", "\n", "\n\n", "\n\n\n", "- ", "* item", "1. ", "12) x", "  - nested", "    deep",
-        "```", "```python\n", "~~~\n", "   ```\n", "# Heading", "## H\n", "> quote", "---\n", "===\n", "***\n", "| a | b |\n",
-        "|---|---|\n", "|:-:|\n", "[1]: https://example.org\n", "[text][1]", "[t](u)", "\t", "<div>", "|", "x" * 50, "é漢字🙂",
-        "a | b\n--|--\n1 | 2\n", "line\n" * (PART_LINES + 3), "y" * (PART_CHARS + 7), "> - ", "- ```\n", "\\", "&amp;",
+        "word", "**strong**", "`code`", " ", "\n", "\n\n", "\n\n\n", "\t", "\\", "&amp;", "<div>", "é漢字🙂", "x" * 50,
+        "- ", "* item", "1. ", "12) x", "  - nested", "    deep", "> quote", "> - ", "- ```\n",
+        "```", "```python\n", "~~~\n", "   ```\n", "# Heading", "## H\n", "---\n", "===\n", "***\n",
+        "|", "| a | b |\n", "|---|---|\n", "|:-:|\n", "a | b\n--|--\n1 | 2\n",
+        "[1]: https://example.org\n", "[text][1]", "[t](u)",
+        "line\n" * (PART_LINES + 3), "y" * (PART_CHARS + 7),
     ]
 )  # fmt: skip
 MARKDOWN = st.lists(PIECES, max_size=30).map("".join)
@@ -101,13 +103,16 @@ def kinds(text: str) -> list[tuple[str, str]]:
         ("text\n- a", [("prose", "text"), ("item", "- a")]),
         ("born in\n1986. Then", [("prose", "born in\n1986. Then")]),
         ("```py\nx\n\ny\n```\ntext", [("code", "```py\nx\n\ny\n```"), ("prose", "text")]),
-        ("1. a\n   ```\n   x\n   ```\n   b\n2. c", [("item", "1. a"), ("code", "   ```\n   x\n   ```"), ("item", "   b"), ("item", "2. c")]),
+        (
+            "1. a\n   ```\n   x\n   ```\n   b\n2. c",
+            [("item", "1. a"), ("code", "   ```\n   x\n   ```"), ("item", "   b"), ("item", "2. c")],
+        ),
         ("a\n| x | y |\n|---|---|\n| 1 | 2 |\nb", [("prose", "a"), ("table", "| x | y |\n|---|---|\n| 1 | 2 |\nb")]),
         ("title\n---\ntext", [("prose", "title\n---\ntext")]),
         ("text\n***\n- a", [("prose", "text"), ("prose", "***"), ("item", "- a")]),
         ("# A\ntext", [("prose", "# A"), ("prose", "text")]),
     ],
-)  # fmt: skip
+)
 def test_where_the_cuts_are(text: str, expected: list[tuple[str, str]]) -> None:
     assert kinds(text) == expected
 

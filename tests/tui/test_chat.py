@@ -98,7 +98,7 @@ async def test_every_state_is_told(bench: Bench) -> None:
         await bench.until(pilot, lambda: bench.status.state == "answering 2.2 tokens/s")
         bench.engine.go("e")
         await bench.until(pilot, lambda: bench.status.state == "")
-        assert "thought for 4 s, about 1 tokens" in bench.shown
+        assert "thought for 4 s, about 1 token" in bench.shown
 
 
 async def test_thinking_is_folded_until_it_is_asked_for(bench: Bench) -> None:
@@ -420,8 +420,8 @@ async def test_a_mouse_selects_and_ctrl_c_copies(bench: Bench) -> None:
         await bench.answered(pilot)
         page = bench.screen.query(ReplyView).first().query(Page).last()
         await pilot.mouse_down(page, offset=(5, 0))
-        await pilot.hover(page, offset=(10, 0))
-        await pilot.mouse_up(page, offset=(10, 0))
+        await pilot.hover(page, offset=(9, 0))
+        await pilot.mouse_up(page, offset=(9, 0))
         await pilot.press("ctrl+c")
         assert app.clipboard == "these"
 

@@ -36,7 +36,9 @@ def describe(progress: Progress, model: str) -> str:
     """What the engine is doing, in a few words."""
     left = f", {seconds(progress.eta_ms / 1000)} left" if progress.eta_ms and progress.eta_ms >= 1000 else ""
     if progress.stage == "loading":
-        return f"loading {model or 'the model'}: {progress.done / (progress.total or 1):.0%}{left}"
+        # A file outside the store goes by its whole path, which would push the figures out of the line.
+        name = model.rpartition("/")[2] if model.startswith("/") else model
+        return f"loading {name or 'the model'}: {progress.done / (progress.total or 1):.0%}{left}"
     if progress.stage == "reading":
         return f"reading the prompt: {progress.done:,.0f} of {progress.total:,.0f} tokens{left}"
     return "waiting for other requests"

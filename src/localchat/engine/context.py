@@ -92,6 +92,12 @@ class Context:
         self._callback = ctypes.cast(strlen, llama.ggml_abort_callback)
         llama.llama_set_abort_callback(self._context, self._callback, ctypes.addressof(self._stop))
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with this many threads from the next batch on."""
+        if threads != self.threads:
+            self.threads = threads
+            api().llama_set_n_threads(self._context, threads, threads)
+
     def abort(self) -> None:
         """Stop the computation that is going on, or the next one; from any thread."""
         self._stop[0] = b"\x01"

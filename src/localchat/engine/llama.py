@@ -45,9 +45,6 @@ def api() -> Any:
     """The module `llama_cpp.llama_cpp`, imported and initialised once. Raises `EngineFailed` where it cannot be."""
     # A crash must not fork a debugger onto somebody's terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    # OpenMP's threads wait for each other by spinning. With one core taken by another program, a thread that spins keeps
-    # the one it waits for from running: measured on two cores, 4 tokens/s spinning, 22 sleeping, and 34 against 30 alone.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _avoid_amx()
     try:
         spec = importlib.util.find_spec("llama_cpp")

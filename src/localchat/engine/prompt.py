@@ -61,6 +61,11 @@ class PromptBuilder:
         self._template_marks = self._marks_of(template or "")
         for mark in (self.tags.open, self.tags.close, *self.tags.answer) if self.tags else ():
             model.show(mark)
+        # SentencePiece vocabularies put a space before every text, which a piece in the middle of one must not get: there a
+        # character that merges with nothing goes first, and its tokens are left out again.
+        adds_space = model.tokenize("|", parse_special=False) != model.tokenize(_MARK + "|", parse_special=False)[-1:]
+        self._joint = _MARK if adds_space else ""
+        self._joint_tokens = len(model.tokenize(self._joint, parse_special=False))
 
     def build(self, messages: list[Message], *, thinking: bool | None = None, effort: str | None = None) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
@@ -73,9 +78,7 @@ class PromptBuilder:
             text, stops, warnings = _plain(turns), [_PLAIN_STOP], [self._plain_reason]
         else:
             text, stops, warnings = self._render(turns, thinking, effort), [], []
-        tokens: list[int] = []
-        for piece in text.split(_MARK):
-            tokens += self._model.tokenize(piece, parse_special=True)
+        tokens = self._tokens(text)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
         inside = self.tags is not None and text.rstrip().endswith(self.tags.open)
@@ -106,9 +109,14 @@ class PromptBuilder:
 
     def plain_tokens(self, text: str) -> list[int]:
         """Token ids of a text as the content of a message."""
-        tokens: list[int] = []
-        for piece in self._guard(text).split(_MARK):
-            tokens += self._model.tokenize(piece, parse_special=True)
+        return self._tokens(self._guard(text))
+
+    def _tokens(self, text: str) -> list[int]:
+        """Token ids of a guarded text: it is cut at the marks, and no piece holds a whole special token."""
+        first, *rest = text.split(_MARK)
+        tokens = self._model.tokenize(first, parse_special=True)
+        for piece in rest:
+            tokens += self._model.tokenize(self._joint + piece, parse_special=True)[self._joint_tokens :]
         return tokens
 
     def _turn(self, message: Message) -> dict[str, Any]:

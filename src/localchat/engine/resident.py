@@ -123,5 +123,5 @@ class Resident:
             context=context.n_ctx if context else 0,
             context_trained=self.model.n_ctx_train,
             kv_bytes=context.buffers.get("KV", 0) if context else 0,
-            threads=self._threads,
+            threads=context.threads if context else self._threads,
         )

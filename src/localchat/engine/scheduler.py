@@ -20,6 +20,7 @@ from localchat.engine.job import Event, Job, ModelSpec
 from localchat.engine.resident import Resident
 from localchat.engine.sampling import Sampler, resolve
 from localchat.engine.templates import TemplateRenderer
+from localchat.engine.threads import ThreadController
 from localchat.errors import ContextExceeded, EngineFailed, LocalchatError
 from localchat.protocol import ChatRequest, Extras, LoadedModel
 from localchat.settings import settings
@@ -53,11 +54,11 @@ _UNLOAD = Task(ModelSpec("", Path()), None, lambda resident: None)
 class Engine:
     """The engine's face to other threads. Nothing is loaded before it is asked for.
 
-    `threads`: how many compute; `context`: the window in tokens, or None to let it grow as conversations do.
+    `threads`: how many may compute; `context`: the window in tokens, or None to let it grow as conversations do.
     """
 
     def __init__(self, threads: int, context: int | None = None) -> None:
-        self._threads = threads
+        self._controller = ThreadController(threads)
         self._context = context
         self._queue: deque[Job | Task] = deque()
         self._active: list[Job] = []
@@ -232,7 +233,7 @@ class Engine:
                 work.progress("loading", fraction, 1.0)
             return not (work.cancelled or self._closing)
 
-        self._resident = Resident(work.spec, self._renderer, self._threads, on_progress)
+        self._resident = Resident(work.spec, self._renderer, self._controller.threads, on_progress)
         self._read_rate = _FIRST_RATE
         if isinstance(work, Job):
             work.mark_loaded()
@@ -293,6 +294,7 @@ class Engine:
             job.abandon()
         if not self._active:
             return
+        context.use_threads(self._controller.update())
         context.begin()
         fed = self._fill_batch(resident)
         began = resident.clock()

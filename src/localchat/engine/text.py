@@ -77,11 +77,12 @@ class StopStrings:
         if not self._stops:
             return text
         text = self._held + text
-        found = min((at for at in map(text.find, self._stops) if at >= 0), default=-1)
-        if found >= 0:
+        # The first to be complete wins, not the first to begin: so the cut does not depend on where tokens end.
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
             self.hit = True
             self._held = ""
-            return text[:found]
+            return text[: min(found)[1]]
         keep = held_back(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

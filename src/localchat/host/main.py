@@ -17,7 +17,7 @@ from pathlib import Path
 
 from localchat import __version__
 from localchat.engine.scheduler import Engine
-from localchat.engine.threads import compute_threads
+from localchat.engine.threads import most_threads
 from localchat.errors import EngineFailed, LocalchatError
 from localchat.locks import FileLock
 from localchat.paths import HOST_LOG_MARK, paths, private_folder
@@ -55,7 +55,7 @@ def run_host(options: HostOptions) -> None:
             raise EngineFailed("an engine is already running: `localchat status` shows it, `localchat stop` ends it")
         time.sleep(0.02)
     try:
-        engine = Engine(compute_threads(), options.context)
+        engine = Engine(most_threads(), options.context)
         try:
             if options.preload is not None:
                 _preload(engine, options)

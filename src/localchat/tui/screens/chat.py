@@ -64,7 +64,6 @@ class ChatScreen(Screen[None]):
         self._preparation = preparation
         self._clock = clock
         self._offline = offline
-        self._thinking_open = thinking_open
         self._model = conversation.model
         self._exchange: Exchange | None = None
         self._reply: Reply | None = None
@@ -72,24 +71,21 @@ class ChatScreen(Screen[None]):
         self._quit_until = 0.0
         self._timer: Timer | None = None
         self._hint_timer: Timer | None = None
+        self._transcript = Transcript(self._shown_model(), offline, thinking_open=thinking_open)
+        self._composer = Composer()
+        self._status = Status()
 
     def compose(self) -> ComposeResult:
         """The page, and under it the composer and the status line."""
-        yield Transcript()
+        yield self._transcript
         with Vertical(classes="foot"):
             with Vertical(classes="box"):
-                yield Composer()
-            yield Status()
+                yield self._composer
+            yield self._status
 
     def on_mount(self) -> None:
-        """Show the empty page, and find out who will answer."""
-        self._transcript = self.query_one(Transcript)
-        self._composer = self.query_one(Composer)
-        self._status = self.query_one(Status)
-        self._transcript.thinking_open = self._thinking_open
-        self._transcript.welcome(self._shown_model(), self._offline)
+        """Be ready, and find out who will answer."""
         self._timer = self.set_interval(1 / _LOOKS_PER_SECOND, self._look, pause=True)
-        self._composer.focus()
         self._show_status()
         if not self._model:
             ask_who_answers(self._engine, lambda model: self.post_message(self.AnswersAs(model)))
@@ -120,14 +116,12 @@ class ChatScreen(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop the answer at once; what came stays."""
-        if not self._exchange:
-            return
-        self._exchange.stop()
+        # First what has come, so that the end that the stopping itself brings about is not taken for the answer's.
         self._take_in()
         if self._exchange and self._reply:
-            unsent = self._preparation.needed
+            self._exchange.stop()
             self._reply.stop(self._clock())
-            self._over(self._reply, unsent=unsent)
+            self._over(self._reply, unsent=self._preparation.needed)
 
     def action_retry(self) -> None:
         """Ask again what was stopped or failed."""

@@ -47,6 +47,10 @@ class Composer(TextArea):
         self._place = 0
         self._draft = ""
 
+    def on_mount(self) -> None:
+        """Be ready for the first word."""
+        self.focus()
+
     def give_back(self, text: str) -> None:
         """Put back a message that did not go out, before whatever has been typed since."""
         self.text = f"{text}\n{self.text}" if self.text else text

@@ -76,6 +76,7 @@ class Page(Widget):
     def append(self, text: str) -> None:
         """Show more text."""
         self._splitter.feed(safe_text(text))
+        self._settled = None
         if self._typesetter:
             before, unchanged = len(self._rows), self._frozen_rows
             self._set_tail()

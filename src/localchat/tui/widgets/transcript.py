@@ -60,21 +60,23 @@ class Transcript(VerticalScroll):
 
     can_focus = False
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, offline: bool, *, thinking_open: bool) -> None:
         super().__init__()
-        self.thinking_open = False
+        self.thinking_open = thinking_open
         self._column = Vertical(classes="column")
         self._current: ReplyView | None = None
         self._prompt: PromptView | None = None
         self._queued: PromptView | None = None
-        self._welcome: Welcome | None = None
+        self._welcome: Welcome | None = Welcome(model, offline)
 
     def compose(self) -> ComposeResult:
-        """The column of turns."""
-        yield self._column
+        """The column of turns, an empty page at first."""
+        assert self._welcome
+        with self._column:
+            yield self._welcome
 
     def welcome(self, model: str, offline: bool) -> None:
-        """Begin an empty page."""
+        """Begin an empty page again."""
         self._column.remove_children()
         self._current = self._prompt = self._queued = None
         self._welcome = Welcome(model, offline)

@@ -80,6 +80,8 @@ class ReplyView(Vertical):
         self._shown = 0
         self._shown_thought = 0
         self._line = ""
+        self._now = 0.0
+        self._thought_over = False
         self._over = False
 
     def compose(self) -> ComposeResult:
@@ -102,8 +104,6 @@ class ReplyView(Vertical):
         self._line = ""
         self.update(self._now)
 
-    _now = 0.0
-
     def update(self, now: float) -> None:
         """Show what has come since the last time."""
         reply, self._now = self.reply, now
@@ -115,7 +115,6 @@ class ReplyView(Vertical):
         if not reply.running and not self._over:
             self._over = True
             self._page.finish()
-            self._thought.finish()
             self._say(self._mark, "\n".join(_marks(reply)))
             if reply.error:
                 again = "Enter sends it again" if reply.unsent else "Ctrl+R asks again"
@@ -130,7 +129,7 @@ class ReplyView(Vertical):
         thinking = reply.state == "thinking"
         seconds = duration(reply.thinking_seconds(now) or 0.0)
         line = f"{'▾' if self._thinking_open else '▸'} " + (
-            f"thinking {seconds}" if thinking else f"thought for {seconds}, about {reply.reasoning_tokens:,} tokens"
+            f"thinking {seconds}" if thinking else f"thought for {seconds}, about {_tokens(reply.reasoning_tokens)}"
         )
         if line != self._line:
             self._line = line
@@ -139,11 +138,16 @@ class ReplyView(Vertical):
         if self._thinking_open and len(reply.reasoning) > self._shown_thought:
             self._thought.append(reply.reasoning[self._shown_thought :])
             self._shown_thought = len(reply.reasoning)
+            self._thought_over = False
+        if self._thinking_open and not thinking and not self._thought_over:
+            self._thought_over = True
+            self._thought.finish()
 
-    @staticmethod
-    def _say(widget: Static, text: str) -> None:
+    def _say(self, widget: Static, text: str) -> None:
         widget.update(Content(text))
         widget.display = bool(text)
+        if widget is not self._thought_line:
+            widget.styles.margin = (1 if self.reply.text.strip() else 0, 0, 0, 0)
 
 
 def _marks(reply: Reply) -> list[str]:
@@ -159,6 +163,10 @@ def _marks(reply: Reply) -> list[str]:
     elif reply.state == "done" and not reply.text.strip():
         marks.append("the model gave no answer")
     return marks
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def _shortened(text: str) -> Content:

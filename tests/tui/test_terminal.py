@@ -1,0 +1,80 @@
+"""The real terminal: given back as it was after every kind of end, and drawn without loading what is not needed."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine, say, wait
+
+CHAT = """
+import sys
+from localchat.client import engine_at
+from localchat.tui.app import run
+run(engine_at(sys.argv[1]))
+"""
+
+
+def read_until(master: int, wanted: bytes, seconds: float = 30.0) -> bytes:
+    """What the chat has drawn, up to `wanted`."""
+    seen = b""
+    deadline = time.monotonic() + seconds
+    while wanted not in seen and time.monotonic() < deadline:
+        if select.select([master], [], [], 0.1)[0]:
+            seen += os.read(master, 65536)
+    assert wanted in seen, seen[-2000:]
+    return seen
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "ctrl+q"])
+def test_the_terminal_is_restored(end: str, tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    before = termios.tcgetattr(slave)
+    with FakeEngine() as engine:
+        engine.script(say("ANSWER"), wait("never"))
+        chat = subprocess.Popen(
+            [sys.executable, "-c", CHAT, engine.url],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "LOCALCHAT_HOME": str(tmp_path), "TERM": "xterm-256color"},
+            start_new_session=True,
+        )
+        try:
+            read_until(master, b"will answer")
+            os.write(master, b"go\r")
+            read_until(master, b"ANSWER")
+            if end == "ctrl+q":
+                os.write(master, b"\x11")
+            else:
+                chat.send_signal(getattr(signal, end))
+            seen = read_until(master, b"\x1b[?1049l")
+            if b"\x1b[?25h" not in seen:
+                seen += read_until(master, b"\x1b[?25h")
+            assert chat.wait(20) == (0 if end == "ctrl+q" else 128 + getattr(signal, end))
+            assert engine.closed_early.wait(10)
+        finally:
+            chat.kill()
+            chat.wait()
+    for mode in (b"\x1b[?1000l", b"\x1b[?2004l", b"\x1b[?25h"):
+        assert mode in seen
+    assert b"Traceback" not in seen
+    assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
+
+
+def test_the_first_screen_loads_nothing_heavy() -> None:
+    heavy = ["markdown_it", "pygments.lexers", "huggingface_hub", "llama_cpp", "numpy", "httpx", "starlette", "psutil"]
+    script = f"import sys, localchat.tui.app\nprint([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
