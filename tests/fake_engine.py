@@ -214,7 +214,8 @@ def _handler_for(engine: FakeEngine) -> type[BaseHTTPRequestHandler]:
                 elif isinstance(step, Raw):
                     self._write(step.data)
                 else:
-                    self._write(b"data: " + msgspec.json.encode(step) + b"\n\n")
+                    named = msgspec.structs.replace(step, model=engine.models[0]) if step.model == MODEL else step
+                    self._write(b"data: " + msgspec.json.encode(named) + b"\n\n")
             self._write(b"data: [DONE]\n\n")
             self._write(b"")
 

@@ -65,10 +65,10 @@ def load(file: Path) -> Settings:
     """Read one settings file. Raises `UsageError` with file, line and key where it is wrong."""
     try:
         raw = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Settings()
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}; make it readable or remove it") from error
+        raise UsageError(f"cannot read {file} ({error.strerror}): make it readable or remove it") from error
     return decode_toml(file, raw, Settings)
 
 
@@ -83,7 +83,9 @@ def decode_toml(file: Path, raw: bytes, kind: type[T]) -> T:
         line = raw[: error.start].count(b"\n") + 1
         raise UsageError(f"{file}, line {line}: not UTF-8 text; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: not valid TOML: {error}") from error
+        problem, _, place = str(error).removesuffix(")").partition(" (at ")
+        place = place.replace("end of document", f"line {len(text.splitlines())}, its end")
+        raise UsageError(f"{file}, {place or 'somewhere'}: not valid TOML: {problem}") from error
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -95,7 +97,31 @@ def decode_toml(file: Path, raw: bytes, kind: type[T]) -> T:
             problem = "there is no such key"
         # A fault of the whole file (an entry listed twice) says by itself where to look.
         where = f", line {_line_of(text, steps)}, key {_spoken(data, steps)}" if steps else ""
-        raise UsageError(f"{file}{where}: {problem}") from error
+        raise UsageError(f"{file}{where}: {plainly(problem)}") from error
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_BOUNDS = {">=": "of at least", ">": "above", "<=": "of at most", "<": "below"}
+
+
+def plainly(problem: str) -> str:
+    """msgspec's word on a value ("Expected `int | null` >= 1, got `str`") as a person would say it."""
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", problem):
+        return f"the key {missing[1]} is missing"
+    said = re.fullmatch(r"Expected `([^`]+)`(?: (>=|>|<=|<) (\S+?))?(?:, got `([^`]+)`)?", problem)
+    kinds = [kind for kind in said[1].split(" | ") if kind != "null"] if said else []
+    if not said or not all(kind in _KINDS for kind in kinds):
+        return problem[:1].lower() + problem[1:].replace("`", '"')
+    bound = f" {_BOUNDS[said[2]]} {said[3]}" if said[2] else ""
+    got = f", not {_KINDS.get(said[4], said[4])}" if said[4] else ""
+    return f"it takes {' or '.join(_KINDS[kind] for kind in kinds)}{bound}{got}"
 
 
 def _steps(where: str) -> list[str | int]:

@@ -67,8 +67,8 @@ ESCAPES = [
     "{{ [lipsum] | map('attr', '__globals__') | list }}",
     "{{ [''] | map(attribute='__class__.__mro__') | list }}",
     "{{ [lipsum] | selectattr('__globals__') | list }}",
-    "{{ [lipsum] | sort(attribute='__globals__') | list }}",
-    "{{ [lipsum] | groupby('__globals__') }}",
+    "{{ ([lipsum] | sort(attribute='__globals__') | first).__globals__ }}",
+    "{{ ([lipsum] | groupby('__globals__'))[0].grouper.os.environ }}",
     "{{ [lipsum] | sum(attribute='__globals__', start={}) }}",
     "{{ (''|attr('\\x5f\\x5fclass\\x5f\\x5f'))|attr('\\x5f\\x5fmro\\x5f\\x5f') }}",
     "{{ ''[('_'*2)~'class'~('_'*2)] }}",
@@ -215,7 +215,18 @@ class Watch:
                     self.peak = max(self.peak, int(line.split()[1]) * 1024)
 
 
-@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb[:60].replace("\0", ""))
+def short(bomb: str) -> str:
+    return bomb[:60].replace("\0", "")
+
+
+# Those that only end by the clock take two seconds each: a few of them are enough for every day.
+_BY_THE_CLOCK = ("9**9**9 %", "range(99999) %}x", "lipsum(n=1,", "slice", "wordwrap", "urlize", "m(60)", "ns.n * ns.n", "}}{{ 1 }}")
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [pytest.param(b, marks=pytest.mark.slow if any(x in b for x in _BY_THE_CLOCK) else (), id=short(b)) for b in BOMBS],
+)
 def test_no_bomb_lasts_or_grows(renderer: TemplateRenderer, bomb: str) -> None:
     with Watch(renderer) as watch:
         assert works(renderer)

@@ -107,15 +107,15 @@ def test_names_are_found_in_any_case(file: Path) -> None:
 
 
 FAULTS = {
-    "a type": ("parameters = 1\n", 'parameters = "x"\n', 5, "model[a].parameters", "Expected `int`"),
+    "a type": ("parameters = 1\n", 'parameters = "x"\n', 5, "model[a].parameters", "a whole number, not text"),
     "an unknown key": ('license = "MIT"\n', 'licence = "MIT"\n', 6, "model[a].licence", "there is no such key"),
-    "a missing key": ('family = "B"\n', "", 30, "model[b]", "missing required field `family`"),
+    "a missing key": ('family = "B"\n', "", 30, "model[b]", "the key family is missing"),
     "an ability": ('["chat"]', '["chat", "fly"]', 7, "model[a].abilities[2]", "fly"),
     "a sampling key": ("top_k = 5", "top_q = 5", 8, "model[a].sampling.top_q", "there is no such key"),
     "a hash": ("0008", "000G", 24, "model[a].quantization[q8_0].sha256", "matching regex"),
-    "a size": ("size = 8", "size = 0", 23, "model[a].quantization[q8_0].size", ">= 1"),
+    "a size": ("size = 8", "size = 0", 23, "model[a].quantization[q8_0].size", "at least 1"),
     "a kind": ('kind = "mirror"', 'kind = "ftp"', 26, "model[a].quantization[q8_0].source[1].kind", "ftp"),
-    "a wheel": ('version = "1"', "version = 1", 27, "model[a].quantization[q8_0].source[2].version", "Expected `str`"),
+    "a wheel": ('version = "1"', "version = 1", 27, "model[a].quantization[q8_0].source[2].version", "text, not a whole number"),
     "a mirror field": ("{file}", "{fil}", 26, "model[a].quantization[q8_0].source[1]", "not {fil}"),
     "a mirror scheme": ("https://m", "ftp://m", 26, "model[a].quantization[q8_0].source[1]", "https://"),
     "a hostile repo": ('"o/a"', '"../a"', 14, "model[a].quantization[q4_0].source[1]", "refused"),

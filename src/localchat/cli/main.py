@@ -79,6 +79,10 @@ def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["-V"], ["--version"]):
         print(f"localchat {__version__}")
         return 0
+    if arguments[:2] == ["serve", "--detached"]:
+        from localchat.cli.detached import serve_detached
+
+        return serve_detached(arguments[2])
     name, arguments, implicit = _command_of(arguments)
     module = importlib.import_module(f"localchat.cli.{name}")
     command: click.Command = module.command

@@ -63,7 +63,9 @@ def _row(
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    state = "installed" if row["verified"] else "to be verified when first used" if row["installed"] else "can be fetched"
+    state = (
+        "installed" if row["verified"] else "to be verified when first used" if row["installed"] else "can be fetched"
+    )
     return tuple(
         safe_line(cell)
         for cell in (

@@ -11,6 +11,7 @@ import msgspec
 from localchat.errors import UsageError
 from localchat.protocol import PositiveCount, Sampling
 from localchat.safe_text import safe_line
+from localchat.settings import plainly
 
 
 class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,9 +72,9 @@ def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:
     try:
         msgspec.convert({key: value}, kind, strict=False)
     except msgspec.ValidationError as error:
-        problem = str(error).partition(" - at ")[0].replace("`", "").replace(" | null", "")
-        problem = problem[0].lower() + problem[1:]
-        raise UsageError(f"-o {key}: {safe_line(value)!r} will not do: {problem}") from error
+        # What comes from the command line is always text: that it is some is no news.
+        problem = plainly(str(error).partition(" - at ")[0]).removesuffix(", not text")
+        raise UsageError(f"-o {key}: {problem}, not {safe_line(value)!r}") from error
 
 
 def model_name(name: str) -> str:

@@ -1,15 +1,14 @@
-"""`localchat serve`: the engine in the foreground, or detached when a client starts it. Only this module starts a host."""
+"""`localchat serve`: the engine in the foreground, for a person who watches it. (`detached` is the one for clients.)"""
 
 from __future__ import annotations
 
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
-from localchat.errors import LocalchatError
+from localchat.cli.options import model_name
 from localchat.host.main import HostOptions, run_host
 from localchat.paths import paths, private_folder
 from localchat.settings import settings
@@ -20,28 +19,17 @@ from localchat.settings import settings
 @click.option("--idle", type=click.IntRange(min=1), help="Leave after this many seconds without a question.")
 @click.option("--context", type=click.IntRange(min=1), help="The context window, in tokens.")
 @click.option("-m", "--model", "preload", metavar="NAME", help="Load this model at once.")
-@click.option("--socket", "socket_path", type=click.Path(path_type=Path), hidden=True)
-@click.option("--ready-fd", type=int, hidden=True)
 def command(
     port: int | None,
     idle: int | None,
     context: int | None,
     preload: str | None,
-    socket_path: Path | None,
-    ready_fd: int | None,
 ) -> None:
     """Run the engine in the foreground.
 
     With --port it is an OpenAI-compatible server on this machine (/v1/models, /v1/chat/completions). The bearer token is
     LOCALCHAT_TOKEN, or a random one that is printed once.
     """
-    context = context or settings().context
-    socket_path = socket_path or paths().socket
-    if ready_fd is not None:
-        _serve_detached(HostOptions(socket_path, idle, port, preload, context, on_demand=True), ready_fd)
-        return
-    from localchat.cli.options import model_name
-
     terminal = _send_stderr_to_log()
     preload = None if preload is None else model_name(preload)
 
@@ -54,26 +42,9 @@ def command(
 
     try:
         _make_room()
-        run_host(HostOptions(socket_path, idle, port, preload, context, on_ready=on_ready))
+        run_host(HostOptions(idle, port, preload, context or settings().context, on_ready=on_ready))
     finally:
         os.dup2(terminal, 2)
-
-
-def _serve_detached(options: HostOptions, ready_fd: int) -> None:
-    """Run for a client that waits at a pipe: "ok" once we listen, else the error's code and message."""
-
-    def answer(text: str) -> None:
-        with suppress(OSError):
-            os.write(ready_fd, text.encode())
-            os.close(ready_fd)
-
-    from dataclasses import replace
-
-    try:
-        run_host(replace(options, on_ready=lambda address, token: answer("ok")))
-    except LocalchatError as error:
-        answer(f"{error.code}\n{error.message}")
-        raise
 
 
 def _send_stderr_to_log() -> int:

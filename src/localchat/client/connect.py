@@ -6,6 +6,7 @@ Knows the socket, the locks and the command line of `localchat serve`; imports n
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import sys
@@ -47,7 +48,7 @@ def connect_if_running() -> UnixConnection | None:
     connection = UnixConnection(paths().socket)
     try:
         connection.connect()
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         return None
     except OSError as error:
         raise EngineFailed(
@@ -95,10 +96,13 @@ def _start_host(model: str, context: int | None) -> None:
     private_folder(paths().state)
     log = paths().host_log
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "localchat", "serve", "--socket", str(paths().socket), "--ready-fd", str(writing)]
-    command += ["--idle", str(settings().idle), "--model", model]
-    if context:
-        command += ["--context", str(context)]
+    options = {
+        "idle": settings().idle,
+        "model": model,
+        "context": context or settings().context,
+        "ready": writing,
+    }
+    command = [sys.executable, "-m", "localchat", "serve", "--detached", json.dumps(options)]
     try:
         with _open_log(log) as log_file, Path(os.devnull).open("rb") as nothing:
             process = subprocess.Popen(

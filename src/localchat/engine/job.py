@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +71,7 @@ class Job:
         self.sampler: Sampler | None = None
         self.sampling = Sampling()
         self.text = AnswerText()
-        self._sink = sink
+        self._sink: Callable[[Event], None] | None = sink
         self._progress_due = 0.0
         self._cached: int | None = None
         self._generated = 0
@@ -121,7 +123,7 @@ class Job:
             return "stop"
         self.tokens.append(token)
         if text := self.text.feed(piece):
-            self._sink(text)
+            self._tell(text)
         if self.text.stopped:
             return "stop"
         allowed = self.request.token_limit()
@@ -134,7 +136,7 @@ class Job:
         now = time.monotonic()
         if now >= self._progress_due:
             self._progress_due = now + _PROGRESS_EVERY_S
-            self._sink(Progress(stage, done, total, eta_ms))
+            self._tell(Progress(stage, done, total, eta_ms))
 
     def reading(self, tokens_per_second: float) -> None:
         """Report how far reading the prompt is."""
@@ -143,17 +145,28 @@ class Job:
         eta_ms = left / tokens_per_second * 1000 if tokens_per_second > 0 else None
         self.progress("reading", len(self.sequence.tokens), len(self.tokens), eta_ms)
 
+    def _tell(self, event: Event) -> None:
+        """Give an event to whoever listens. One that cannot take it is gone, which must not be other requests' trouble."""
+        if not self._sink:
+            return
+        try:
+            self._sink(event)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            self._sink = None
+            self.cancelled = True
+
     def fail(self, error: LocalchatError) -> None:
         """End with an error."""
         self._close()
-        self._sink(error)
+        self._tell(error)
 
     def finish(self, reason: FinishReason, context: int) -> None:
         """End with the rest of the text and the figures; `context` is the size of the window."""
         self._close()
         assert self.prompt
         if rest := self.text.finish():
-            self._sink(rest)
+            self._tell(rest)
         cached = self._cached or 0
         report = Report(
             cached_tokens=cached,
@@ -165,7 +178,7 @@ class Job:
         )
         prompt_tokens = len(self.prompt.tokens)
         usage = Usage(prompt_tokens, self._generated, prompt_tokens + self._generated, PromptDetails(cached))
-        self._sink(Finished(reason, usage, report))
+        self._tell(Finished(reason, usage, report))
 
     def abandon(self) -> None:
         """End without a word: nobody listens any more."""

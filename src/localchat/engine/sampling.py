@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 
 import msgspec
 
@@ -33,7 +33,7 @@ def resolve(*choices: Sampling) -> Sampling:
         chosen = (getattr(choice, name) for choice in (*choices, DEFAULTS))
         values[name] = next((value for value in chosen if value is not None), None)
     if values["seed"] is None:
-        values["seed"] = secrets.randbelow(_SEEDS)
+        values["seed"] = int.from_bytes(os.urandom(8), "big") % _SEEDS
     return msgspec.convert(values, Sampling)
 
 

@@ -11,7 +11,8 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,8 +48,18 @@ class Task:
         self.future: Future[object] = Future()
         self.cancelled = False
 
+    def finish(self, result: object) -> None:
+        """End with a result, unless whoever waited has cancelled the future in the meantime."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
 
-_UNLOAD = Task(ModelSpec("", Path()), None, lambda resident: None)
+    def fail(self, error: LocalchatError) -> None:
+        """End with an error."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+_NO_MODEL = ModelSpec("", Path())
 
 
 class Engine:
@@ -96,7 +107,7 @@ class Engine:
     def unload(self) -> None:
         """Give the memory back once the running requests are through; the next request loads again."""
         with self._wake:
-            self._queue.append(_UNLOAD)
+            self._queue.append(Task(_NO_MODEL, None, lambda resident: None))
             self._wake.notify()
 
     def close(self) -> None:
@@ -132,6 +143,8 @@ class Engine:
         try:
             # Started before the first model is loaded, so that both are ready at the same time.
             self._renderer = TemplateRenderer()
+            # Loading is a first measure of what the machine has to spare.
+            self._controller.update()
             while True:
                 with self._wake:
                     while not (self._queue or self._active or self._closing):
@@ -140,8 +153,9 @@ class Engine:
                         break
                 self._admit()
                 if self._active:
-                    self._step()
+                    self._step_safely()
         finally:
+            self._closing = True
             self._end_all(EngineFailed("the engine was stopped: ask again"))
             self._unload()
             if self._renderer:
@@ -149,10 +163,7 @@ class Engine:
 
     def _end_all(self, error: LocalchatError) -> None:
         for job in (*self._active, *self._queue):
-            if isinstance(job, Job):
-                job.fail(error)
-            elif not job.future.done():
-                job.future.set_exception(error)
+            job.fail(error)
         self._active.clear()
         self._queue.clear()
 
@@ -165,7 +176,7 @@ class Engine:
         """Let in whoever is first in the queue, as long as there is room; order is never changed."""
         while self._queue:
             work = self._queue[0]
-            if work.cancelled:
+            if work.cancelled or (isinstance(work, Task) and work.future.cancelled()):
                 self._queue.popleft()
                 self._drop(work)
                 continue
@@ -189,9 +200,7 @@ class Engine:
 
     def _fail(self, work: Job | Task, error: LocalchatError) -> None:
         self._queue.popleft()
-        if isinstance(work, Task):
-            work.future.set_exception(error)
-        elif work.has_answered and self._resident:
+        if isinstance(work, Job) and work.has_answered and self._resident and self._resident.has_context:
             # It stepped aside for a larger window that memory does not allow: what it said stands.
             work.finish("length", self._resident.n_ctx)
         else:
@@ -199,7 +208,7 @@ class Engine:
 
     def _let_in(self, work: Job | Task) -> bool:
         """Begin with one piece of work; False where it has to wait for others to end."""
-        if work is _UNLOAD:
+        if work.spec is _NO_MODEL:
             if self._active:
                 return False
             self._unload()
@@ -218,7 +227,7 @@ class Engine:
                 resident.resize(wanted)
             elif not resident.has_context:
                 resident.resize(resident.starting_context(wanted))
-            work.future.set_result(work.run(resident))
+            work.finish(work.run(resident))
             return True
         if not work.prompt:
             self._prepare(work, resident)
@@ -281,6 +290,17 @@ class Engine:
             job.sampler.read(job.tokens)
         self._active.append(job)
         return True
+
+    def _step_safely(self) -> None:
+        try:
+            self._step()
+        except Exception as error:  # nobody knows what state the context is in: end what runs, and load anew
+            traceback.print_exc(file=sys.stderr)
+            failure = LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again")
+            for job in self._active:
+                job.fail(failure)
+            self._active.clear()
+            self._unload()
 
     def _step(self) -> None:
         """Compute one batch for all active jobs."""

@@ -22,6 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_LIMIT_BYTES = 256 << 20
 _OUTPUT_LIMIT_CHARACTERS = 32 << 20
+_REASON_LIMIT_CHARACTERS = 500
+_TOO_LARGE = "it needs more memory than a chat template may have"
 
 
 def _raise(message: object) -> NoReturn:
@@ -56,13 +58,13 @@ def _answer(render: Any, request: dict[str, Any]) -> dict[str, str]:
     try:
         text = render(**request)
     except TemplateError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error)[:_REASON_LIMIT_CHARACTERS]}
     except MemoryError:
-        return {"broken": "it needs more memory than a chat template may have"}
+        return {"broken": _TOO_LARGE}
     except RecursionError:
         return {"broken": "it calls itself without end"}
     except Exception as error:  # a template can raise anything that Python can
-        return {"broken": f"{type(error).__name__}: {error}"}
+        return {"broken": f"{type(error).__name__}: {error}"[:_REASON_LIMIT_CHARACTERS]}
     if len(text) > _OUTPUT_LIMIT_CHARACTERS:
         return {"broken": "its output has no end"}
     return {"text": text}
@@ -81,12 +83,16 @@ def main() -> None:
                 template = _environment(datetime.now()).from_string(request["template"], globals=variables)
                 render, answer = template.render, {"text": ""}
             except TemplateSyntaxError as error:
-                render, answer = None, {"broken": f"line {error.lineno}: {error.message}"}
-            except (MemoryError, RecursionError) as error:
-                render, answer = None, {"broken": type(error).__name__}
+                render, answer = None, {"broken": f"line {error.lineno}: {error.message}"[:_REASON_LIMIT_CHARACTERS]}
+            except Exception as error:  # the compiler behind Jinja has limits of its own: nesting, recursion, memory
+                render, answer = None, {"broken": f"{type(error).__name__}: {error}"[:_REASON_LIMIT_CHARACTERS]}
         else:
             answer = _answer(render, request) if render else {"broken": "it does not compile"}
-        print(json.dumps(answer), flush=True)
+        try:
+            reply = json.dumps(answer)
+        except MemoryError:
+            reply = json.dumps({"broken": _TOO_LARGE})
+        print(reply, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localchat import __version__
+from localchat.engine import llama
 from localchat.engine.scheduler import Engine
 from localchat.engine.threads import most_threads
 from localchat.errors import EngineFailed, LocalchatError
@@ -33,7 +34,6 @@ class HostOptions:
     `on_ready` gets the address it listens at and, where it listens on TCP, the token that opens it.
     """
 
-    socket_path: Path
     idle_s: float | None = None
     port: int | None = None
     preload: str | None = None
@@ -46,15 +46,20 @@ def run_host(options: HostOptions) -> None:
     """Serve until idle or stopped. Raises `EngineFailed` where another host is alive or the address is taken."""
     faulthandler.enable()
     os.umask(0o077)
-    print(f"{HOST_LOG_MARK} {__version__}, pid {os.getpid()}, {time.strftime('%F %T')}", file=sys.stderr, flush=True)
-    private_folder(options.socket_path.parent, shared_parent=True)
+    with suppress(OSError):  # a full disk costs the log, not the answer
+        print(
+            f"{HOST_LOG_MARK} {__version__}, pid {os.getpid()}, {time.strftime('%F %T')}", file=sys.stderr, flush=True
+        )
+    private_folder(paths().runtime, shared_parent=True)
     lock = FileLock(paths().host_lock)
     deadline = time.monotonic() + _PREDECESSOR_S
     while not lock.acquire(blocking=False):
-        if time.monotonic() > deadline or not (options.on_demand or _is_leaving(options.socket_path)):
+        if time.monotonic() > deadline or not (options.on_demand or _is_leaving(paths().socket)):
             raise EngineFailed("an engine is already running: `localchat status` shows it, `localchat stop` ends it")
         time.sleep(0.02)
     try:
+        # On this thread, before another one competes with it for the interpreter: loading needs no interpreter.
+        llama.api()
         engine = Engine(most_threads(), options.context)
         try:
             if options.preload is not None:

@@ -21,6 +21,7 @@ from localchat.host.app import make_app
 from localchat.host.guard import Guard
 from localchat.host.life import Life
 from localchat.locks import FileLock
+from localchat.paths import paths
 
 if TYPE_CHECKING:
     from localchat.host.main import HostOptions
@@ -44,8 +45,9 @@ def serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
 
 async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     token = os.environ.get("LOCALCHAT_TOKEN") or secrets.token_urlsafe(24)
-    sockets = [_listen_unix(options.socket_path)]
-    address, port = str(options.socket_path), None
+    socket_path = paths().socket
+    sockets = [_listen_unix(socket_path)]
+    address, port = str(socket_path), None
     if options.port is not None:
         sockets.append(_listen_tcp(options.port))
         port = int(sockets[1].getsockname()[1])
@@ -70,7 +72,7 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
         # The next host binds the same path: it must find the path free and the lock with nobody.
         for listener in server.servers:
             listener.close()
-        options.socket_path.unlink(missing_ok=True)
+        socket_path.unlink(missing_ok=True)
         lock.release()
 
     life.on_make_way = make_way
@@ -84,7 +86,7 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     options.on_ready(address, token if port else None)
     await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
     if lock.held:
-        options.socket_path.unlink(missing_ok=True)
+        socket_path.unlink(missing_ok=True)
     await asyncio.to_thread(engine.close)
     server.should_exit = True
     await serving

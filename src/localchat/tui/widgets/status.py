@@ -47,7 +47,7 @@ def facts(reply: Reply | None, model: str, context: int | None, used: int | None
         known.append(f"context {used:,} of {context:,}" if context else f"context {used:,}")
     if reply and not reply.running and reply.completion_tokens():
         speed = reply.tokens_per_second(0.0)
-        known.append(f"{reply.completion_tokens():,} tokens" + (f", {_rate(speed)}" if speed else ""))
+        known.append(tokens(reply.completion_tokens()) + (f", {_rate(speed)}" if speed else ""))
     if offline:
         known.insert(1, "offline")
     return known
@@ -57,6 +57,11 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them."""
     whole = int(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def tokens(count: int) -> str:
+    """A number of tokens in words."""
+    return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 class Status(Widget):

@@ -11,7 +11,7 @@ from textual.widgets import Static
 from localchat.safe_text import safe_line, safe_text
 from localchat.tui.conversation import Reply
 from localchat.tui.widgets.page import Page
-from localchat.tui.widgets.status import duration
+from localchat.tui.widgets.status import duration, tokens
 
 _PROMPT_LINES = 60
 _PROMPT_CHARS = 8000
@@ -33,7 +33,10 @@ class PromptView(Static):
     """
 
     def __init__(self, text: str, *, queued: bool = False) -> None:
-        super().__init__(_shortened(safe_text(text)), markup=False, classes="-queued" if queued else None)
+        content = _shortened(safe_text(text))
+        if queued:
+            content = Content.assemble(content, ("\nwaits for the end of the answer", "$faint"))
+        super().__init__(content, markup=False, classes="-queued" if queued else None)
 
 
 class ThoughtLine(Static):
@@ -129,7 +132,7 @@ class ReplyView(Vertical):
         thinking = reply.state == "thinking"
         seconds = duration(reply.thinking_seconds(now) or 0.0)
         line = f"{'▾' if self._thinking_open else '▸'} " + (
-            f"thinking {seconds}" if thinking else f"thought for {seconds}, about {_tokens(reply.reasoning_tokens)}"
+            f"thinking {seconds}" if thinking else f"thought for {seconds}, about {tokens(reply.reasoning_tokens)}"
         )
         if line != self._line:
             self._line = line
@@ -163,10 +166,6 @@ def _marks(reply: Reply) -> list[str]:
     elif reply.state == "done" and not reply.text.strip():
         marks.append("the model gave no answer")
     return marks
-
-
-def _tokens(count: int) -> str:
-    return f"{count:,} token{'' if count == 1 else 's'}"
 
 
 def _shortened(text: str) -> Content:
