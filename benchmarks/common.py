@@ -1,7 +1,7 @@
 """What the benchmarks share: interleaved runs, medians and ratios, and a table with the machine and the date.
 
-Machines are noisy: every figure is a median over rounds in which the contestants take turns, and what counts is the ratio
-within a round.
+Machines are noisy: every figure is a median over rounds in which the contestants take turns, and what counts is the
+ratio within a round.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STARTER = "smollm2-135m"
 
-# Some virtual machines offer AMX tiles and kill who uses them. localchat declines them; so that the peers can be measured on
-# such a machine at all, they get the same treatment: a signal stack too small for tiles (see engine/llama.py).
+# Some virtual machines offer AMX tiles and kill who uses them. localchat declines them; so that the peers can be
+# measured on such a machine at all, they get the same treatment: a signal stack too small for tiles (engine/llama.py).
 NO_AMX = """
 import ctypes, platform, sys
 if sys.platform == "linux" and platform.machine() == "x86_64":
@@ -35,7 +35,8 @@ if sys.platform == "linux" and platform.machine() == "x86_64":
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """The environment of every contestant: compiled modules kept, as on a person's machine."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")}
+    slowing = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    clean = {key: value for key, value in os.environ.items() if key not in slowing}
     return {**clean, "LOCALCHAT_HOME": str(home), "LOCALCHAT_OFFLINE": "", **extra}
 
 
@@ -72,9 +73,7 @@ def first_byte(command: list[str], env: dict[str, str]) -> float:
 
 def child_json(code: str, env: dict[str, str], *arguments: str) -> dict[str, float]:
     """Run Python code in a process of its own; the last line that it prints is its result."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=env, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=env, check=True, capture_output=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -105,10 +104,10 @@ def report(title: str, unit: str, results: dict[str, list[float]], ratios: list[
 
 
 def machine() -> str:
-    """This machine in a few words."""
+    """What runs this, in a few words."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        lines = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0] if lines else model
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
     return f"{os.cpu_count()} CPUs ({model}), Python {platform.python_version()}"

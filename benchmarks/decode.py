@@ -56,7 +56,8 @@ from llama_cpp import Llama
 path, text, count, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 llama = Llama(path, n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False)
 times = []
-for _ in llama.create_chat_completion([{"role": "user", "content": text}], max_tokens=count, temperature=0, stream=True):
+messages = [{"role": "user", "content": text}]
+for _ in llama.create_chat_completion(messages, max_tokens=count, temperature=0, stream=True):
     times.append(time.perf_counter())
 times = times[1:-1]  # the role comes first and the finish reason last; neither is a token
 print(json.dumps({"rate": (len(times) - 1) / (times[-1] - times[0])}))

@@ -51,7 +51,8 @@ def main(models: list[str]) -> None:
         ours = anonymous(status["pid"])
         done = subprocess.run([sys.executable, "-c", PEER, model, WORDS], env=env, stdout=subprocess.PIPE, check=True)
         theirs = json.loads(done.stdout.splitlines()[-1])["anonymous"]
-        print(f"| {Path(model).name} ({tokens['prompt_tokens']} tokens) | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |")
+        name = f"{Path(model).name} ({tokens['prompt_tokens']} tokens)"
+        print(f"| {name} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |")
     subprocess.run(localchat("stop"), env=env, check=True, stdout=subprocess.DEVNULL)
 
 

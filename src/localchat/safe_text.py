@@ -7,6 +7,7 @@ anywhere, inside an escape sequence too, and nothing gets through.
 
 from __future__ import annotations
 
+_MARK = "\ufffd"
 _TABLE: dict[int, str | None] = {}
 # C0 controls become their visible pictures (U+2400 ff.), so that a listing that shows an escape still shows one.
 _TABLE.update({code: chr(0x2400 + code) for code in range(0x20)})
@@ -15,15 +16,15 @@ _TABLE[ord("\n")] = "\n"
 _TABLE[ord("\t")] = "\t"
 _TABLE[ord("\r")] = None  # half of a Windows line end; alone it would overwrite the line
 # C1 controls are one-character escape sequences to some terminals.
-_TABLE.update({code: "\ufffd" for code in range(0x80, 0xA0)})
+_TABLE.update(dict.fromkeys(range(0x80, 0xA0), _MARK))
 # Line and paragraph separators break lines where the terminal does not expect it.
 _TABLE.update({0x2028: "\n", 0x2029: "\n"})
 # Bidirectional overrides and isolates can show a text in another order than it has ("Trojan Source").
-_TABLE.update({code: None for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))})
+_TABLE.update(dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), None))
 # Lone surrogates cannot be encoded, and noncharacters have no business outside a process.
-_TABLE.update({code: "\ufffd" for code in (*range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)})
+_TABLE.update(dict.fromkeys((*range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF), _MARK))
 # Invisible tag characters hide text from the reader (the flags of England, Scotland and Wales go with them).
-_TABLE.update({code: None for code in range(0xE0000, 0xE0080)})
+_TABLE.update(dict.fromkeys(range(0xE0000, 0xE0080), None))
 
 
 def safe_text(text: str) -> str:

@@ -403,9 +403,7 @@ def test_a_second_question_about_the_same_file_finds_it_read(warm: Path, tmp_pat
 def test_a_stop_string_ends_the_answer_before_it(warm: Path) -> None:
     plain = json.loads(run_cli("ask", "--json", "--max-tokens", "12", "--temperature", "0", "Say hi", home=warm).stdout)
     word = plain["text"].split()[2]
-    done = run_cli(
-        "ask", "--json", "--max-tokens", "12", "--temperature", "0", "-o", "stop", word, "Say hi", home=warm
-    )
+    done = run_cli("ask", "--json", "--max-tokens", "12", "--temperature", "0", "-o", "stop", word, "Say hi", home=warm)
     answer = json.loads(done.stdout)
     assert answer["finish_reason"] == "stop" and answer["text"] == plain["text"].partition(word)[0]
 
@@ -499,5 +497,3 @@ def test_python_m_is_the_command(folder: Path) -> None:
         pytest.skip("the console script is not beside this Python")
     done = subprocess.run([command, "--version"], capture_output=True, text=True)
     assert done.stdout == run_cli("--version", home=folder).stdout
-
-

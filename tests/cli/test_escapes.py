@@ -42,6 +42,7 @@ def hostile(engine: FakeEngine, by: int | None) -> None:
         say(ALL, by=by),
         finish(ALL),
         usage(warnings=[ALL]),
+        [Chunk(model=ALL, choices=[])],
     )
 
 
@@ -112,5 +113,3 @@ def test_a_command_that_is_none_is_made_safe(tmp_path: Path) -> None:
     for payload in ["\x1b]0;x\x07", "a\x9bb", "x\u202ey"]:
         done = run_cli(payload, home=tmp_path)
         assert (done.returncode, unsafe(done.stderr)) == (2, [])
-
-

@@ -174,9 +174,7 @@ def test_a_stdin_or_stderr_that_is_closed_costs_nothing(tmp_path: Path, where: s
         pytest.skip("this system has no /dev/full")
     with FakeEngine() as engine:
         engine.script(say("ok"))
-        done = redirected(
-            where, "ask", "--engine", engine.url, "hi", "--stats", "--show-thinking", home=tmp_path
-        )
+        done = redirected(where, "ask", "--engine", engine.url, "hi", "--stats", "--show-thinking", home=tmp_path)
     assert (done.stdout, done.returncode) == ("ok\n", 0)
 
 

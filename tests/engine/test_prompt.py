@@ -49,7 +49,11 @@ class Bench:
 
     def builder(self, template: str | None, vocabulary: Vocabulary = BYTES, name: str = "model") -> PromptBuilder:
         path = write_model(
-            self._folder / f"{name}-{len(self._open)}.gguf", template=template, vocabulary=vocabulary, width=32, layers=1
+            self._folder / f"{name}-{len(self._open)}.gguf",
+            template=template,
+            vocabulary=vocabulary,
+            width=32,
+            layers=1,
         )
         model, renderer = Model(path), TemplateRenderer()
         path.unlink()
@@ -271,7 +275,9 @@ def test_a_template_that_does_not_compile_gives_way_to_a_plain_one_with_a_warnin
 @pytest.mark.parametrize("template", [None, "", "  \n"])
 def test_a_model_without_a_template_gets_a_plain_one_with_a_warning(bench: Bench, template: str | None) -> None:
     builder = bench.builder(template)
-    prompt = builder.build([Message("system", "S"), Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "?")])
+    prompt = builder.build(
+        [Message("system", "S"), Message("user", "Hi"), Message("assistant", "Yo"), Message("user", "?")]
+    )
     assert text_of(builder, prompt.tokens) == "S\nUser: Hi\nAssistant: Yo\nUser: ?\nAssistant:"
     assert "no chat template" in prompt.warnings[0]
     assert prompt.stops == ["\nUser:"]
@@ -379,7 +385,9 @@ def test_one_long_old_turn_is_dropped_alone(bench: Bench) -> None:
 
 
 def test_a_last_turn_that_does_not_fit_alone_is_kept(bench: Bench) -> None:
-    text, dropped = sliding(bench.builder(CHATML), 10, Message("user", "a"), Message("assistant", "b"), Message("user", "c" * 99))
+    text, dropped = sliding(
+        bench.builder(CHATML), 10, Message("user", "a"), Message("assistant", "b"), Message("user", "c" * 99)
+    )
     assert "c" * 99 in text
     assert dropped == 2
 

@@ -104,7 +104,18 @@ ESCAPES = [
     "{{ [].__reduce_ex__(2) }}{{ ''.__getattribute__('__class__') }}",
     "{{ messages.__iter__().__class__ }}{{ messages|first|items|first }}{{ messages.copy.__self__ }}",
 ]  # fmt: skip
-_TELLING = ("<class", "<built-in", "<function", "<module", "<frame", "<code", "<generator", "subclasses", "root:x:", SECRET)
+_TELLING = (
+    "<class",
+    "<built-in",
+    "<function",
+    "<module",
+    "<frame",
+    "<code",
+    "<generator",
+    "subclasses",
+    "root:x:",
+    SECRET,
+)
 _TELLING += ("'__name__'", "_iterator object", "object at 0x")
 
 
@@ -220,7 +231,17 @@ def short(bomb: str) -> str:
 
 
 # Those that only end by the clock take two seconds each: a few of them are enough for every day.
-_BY_THE_CLOCK = ("9**9**9 %", "range(99999) %}x", "lipsum(n=1,", "slice", "wordwrap", "urlize", "m(60)", "ns.n * ns.n", "}}{{ 1 }}")
+_BY_THE_CLOCK = (
+    "9**9**9 %",
+    "range(99999) %}x",
+    "lipsum(n=1,",
+    "slice",
+    "wordwrap",
+    "urlize",
+    "m(60)",
+    "ns.n * ns.n",
+    "}}{{ 1 }}",
+)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
 
 
-def run(parts: list[bytes], tags: ThinkingTags | None = None, inside: bool = False, stops: tuple[str, ...] = ()) -> Piece:
+def run(
+    parts: list[bytes], tags: ThinkingTags | None = None, inside: bool = False, stops: tuple[str, ...] = ()
+) -> Piece:
     """All pieces of a stream, put together; no piece may be taken back later, so joining them is what a person reads."""
     text = AnswerText(tags, inside, list(stops))
     whole = Piece()
@@ -80,7 +82,9 @@ def test_half_a_character_at_the_end_is_dropped(character: str) -> None:
         assert everywhere(b"so " + character.encode()[:kept]).content == "so "
 
 
-@pytest.mark.parametrize(("data", "expected"), [(b"a\xffb", "a\ufffdb"), (b"\xc3(", "\ufffd("), (b"\xed\xa0\x80!", "\ufffd\ufffd\ufffd!")])
+@pytest.mark.parametrize(
+    ("data", "expected"), [(b"a\xffb", "a\ufffdb"), (b"\xc3(", "\ufffd("), (b"\xed\xa0\x80!", "\ufffd\ufffd\ufffd!")]
+)
 def test_invalid_bytes_become_replacement_marks_once_they_cannot_become_a_character(data: bytes, expected: str) -> None:
     assert everywhere(data).content == expected
 
@@ -129,7 +133,9 @@ def test_nothing_that_could_still_be_cut_is_shown_and_nothing_else_is_held(text:
         if stream.hit:
             break
         # The longest end of the text that is the beginning of a stop string is all that may be kept back.
-        tails = [n for n in range(1, end + 1) for stop in stops if n < len(stop) and stop.startswith(text[end - n : end])]
+        tails = [
+            n for n in range(1, end + 1) for stop in stops if n < len(stop) and stop.startswith(text[end - n : end])
+        ]
         assert seen == text[: end - max(tails, default=0)]
 
 

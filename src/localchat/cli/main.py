@@ -1,4 +1,4 @@
-"""The `localchat` command: find the subcommand, run it, and turn whatever goes wrong into one sentence and an exit code."""
+"""The `localchat` command: find the subcommand, run it, turn whatever goes wrong into a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _replace_closed_streams() -> None:
 
 
 def _give_up_stdout() -> None:
-    """Write no more to stdout: what is left in its buffer would fail again when Python exits, with a code of its own."""
+    """Write no more to stdout: what is left in its buffer would fail again as Python exits, with a code of its own."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
     os.close(nothing)

@@ -44,7 +44,7 @@ _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOptions]:
-    """Typed settings from `-o KEY VALUE` pairs. Raises `UsageError` naming the key that is unknown or whose value is bad."""
+    """Typed settings from `-o KEY VALUE` pairs. Raises `UsageError` naming a key that is unknown or has a bad value."""
     sampling: dict[str, Any] = {}
     other: dict[str, Any] = {}
     known = [*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]

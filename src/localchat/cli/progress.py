@@ -68,8 +68,8 @@ class ProgressLine:
         text = safe_line(text)
         if self._is_terminal:
             width = shutil.get_terminal_size().columns - 1
+            self._shown = True  # before it is: Ctrl+C may come between the two
             write_aside(f"\r\x1b[K{text[:width]}")
-            self._shown = True
         else:
             write_aside(f"localchat: {text}\n")
 

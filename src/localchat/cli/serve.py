@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Run the engine in the foreground.
 
-    With --port it is an OpenAI-compatible server on this machine (/v1/models, /v1/chat/completions). The bearer token is
-    LOCALCHAT_TOKEN, or a random one that is printed once.
+    With --port it is an OpenAI-compatible server on this machine (/v1/models, /v1/chat/completions). The bearer token
+    is LOCALCHAT_TOKEN, or a random one that is printed once.
     """
     terminal = _send_stderr_to_log()
     preload = None if preload is None else model_name(preload)

@@ -1,4 +1,4 @@
-"""This machine's own engine, behind the host's Unix socket."""
+"""The engine of this machine, behind the host's Unix socket."""
 
 from __future__ import annotations
 

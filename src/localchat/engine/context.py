@@ -82,7 +82,8 @@ class Context:
             self._context = None
 
     def _install_abort(self) -> None:
-        """llama.cpp asks an abort callback after every node of its graph, hundreds of times a token: too often for Python.
+        """llama.cpp asks an abort callback after every node of its graph, hundreds of times a token: too often for
+        Python.
 
         So the callback is C's own strlen, and what it measures is a buffer of ours: an empty string says go on.
         """

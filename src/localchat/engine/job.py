@@ -146,7 +146,7 @@ class Job:
         self.progress("reading", len(self.sequence.tokens), len(self.tokens), eta_ms)
 
     def _tell(self, event: Event) -> None:
-        """Give an event to whoever listens. One that cannot take it is gone, which must not be other requests' trouble."""
+        """Give an event to whoever listens. One that cannot take it is gone, and troubles nobody else."""
         if not self._sink:
             return
         try:

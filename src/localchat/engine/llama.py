@@ -118,10 +118,10 @@ class _SignalStack(ctypes.Structure):
 def _avoid_amx() -> None:
     """Keep ggml from using AMX tiles, which it asks the Linux kernel for.
 
-    Under AMX, ggml copies every weight into anonymous memory, twice what a small machine would spend, and on some virtual
-    machines tiles are offered but kill the process (SIGILL in a worker thread, seen with llama.cpp of 0.3.36). The kernel
-    refuses tiles to a process with a signal stack too small to save them; 8 KiB holds all other registers. The room
-    below the stack is there for a crash handler that needs more than that.
+    Under AMX, ggml copies every weight into anonymous memory, twice what a small machine would spend, and on some
+    virtual machines tiles are offered but kill the process (SIGILL in a worker thread, seen with llama.cpp of
+    0.3.36). The kernel refuses tiles to a process with a signal stack too small to save them; 8 KiB holds all other
+    registers. The room below the stack is there for a crash handler that needs more than that.
     """
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         return

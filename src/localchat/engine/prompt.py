@@ -61,8 +61,8 @@ class PromptBuilder:
         self._template_marks = self._marks_of(template or "")
         for mark in (self.tags.open, self.tags.close, *self.tags.answer) if self.tags else ():
             model.show(mark)
-        # SentencePiece vocabularies put a space before every text, which a piece in the middle of one must not get: there a
-        # character that merges with nothing goes first, and its tokens are left out again.
+        # SentencePiece vocabularies put a space before every text, which a piece from the middle of one must not get: a
+        # character that merges with nothing goes first there, and its tokens are left out again.
         adds_space = model.tokenize("|", parse_special=False) != model.tokenize(_MARK + "|", parse_special=False)[-1:]
         self._joint = _MARK if adds_space else ""
         self._joint_tokens = len(model.tokenize(self._joint, parse_special=False))

@@ -178,7 +178,7 @@ class ThinkingSplitter:
 
 @dataclass
 class AnswerText:
-    """The whole way from bytes to pieces: characters, thinking, stop strings (which end the answer, not the thinking)."""
+    """From bytes to pieces: characters, thinking, stop strings (which end the answer, not the thinking)."""
 
     tags: ThinkingTags | None = None
     inside: bool = False

@@ -1,8 +1,9 @@
 """How many threads compute, from one moment to the next.
 
-llama.cpp's threads wait for each other by spinning at every barrier, hundreds of times a token. On a quiet machine that is
-the fastest way; but when another program takes one core, the thread that lost it stops all others, and two threads on two
-cores can fall below a tenth of what one alone would do. So the number follows what the machine has to spare.
+llama.cpp's threads wait for each other by spinning at every barrier, hundreds of times a token. On a quiet machine
+that is the fastest way; but when another program takes one core, the thread that lost it stops all others, and two
+threads on two cores can fall below a tenth of what one alone would do. So the number follows what the machine has to
+spare.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def most_threads() -> int:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A moment: wall clock, processor time of this process, and idle time of all its processors together, in seconds."""
+    """A moment, in seconds: wall clock, processor time of this process, and idle time of all processors together."""
 
     at: float
     own: float

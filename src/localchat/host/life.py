@@ -19,8 +19,8 @@ _WATCH_EVERY_S = 1.0
 class Life:
     """Counts requests, and decides when the host ends. Used on the event loop only.
 
-    `idle_limit`: seconds without a request after which it ends, or None to stay. `on_make_way` stops listening and gives
-    up the lock at once, while running answers go on.
+    `idle_limit`: seconds without a request after which it ends, or None to stay. `on_make_way` stops listening and
+    gives up the lock at once, while running answers go on.
     """
 
     def __init__(self, address: str, idle_limit: float | None, on_demand: bool) -> None:
@@ -77,7 +77,7 @@ class Life:
         return self._idle_limit - (time.monotonic() - self._last_request)
 
     def status(self) -> Status:
-        """This process, without what only the engine knows."""
+        """What this process is and does, without what only the engine knows."""
         resident, anonymous = memory_in_use()
         return Status(
             version=__version__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,10 +24,8 @@ class Mailbox(Generic[T]):
         self._events.append(event)
         if not self._announced:
             self._announced = True
-            try:
+            with suppress(RuntimeError):  # the loop has ended, and with it the reader
                 self._loop.call_soon_threadsafe(self._ready.set)
-            except RuntimeError:
-                pass  # the loop has ended, and with it the reader
 
     async def take(self) -> list[T]:
         """All events that have come, at least one."""

@@ -1,0 +1,856 @@
+"""The engine's thread: many requests in one batch, the right text for each, cancelled at once, and nothing kills it.
+
+Most tests ask a small random model on a vocabulary of bytes: one letter is one token, so every count is known, and its
+greedy answer depends on everything it has read, so that a wrong cell of the KV cache shows in the text. That an answer
+is the same alone and batched is not promised in general (sums in another order round differently); with these models'
+logits, far apart, it holds.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from localchat.engine import prefix_cache, resident, scheduler
+from localchat.engine.context import SEQUENCES
+from localchat.engine.job import Event, Finished, Job, ModelSpec
+from localchat.engine.scheduler import Engine, Task
+from localchat.engine.text import Piece
+from localchat.errors import ContextExceeded, DamagedFile, DoesNotFit, EngineFailed, Interrupted, LocalchatError
+from localchat.protocol import ChatRequest, Extras, Message, Progress, Sampling
+from tests.tiny_models import BYTES, END, LETTERS, vocabulary_of, write_model
+
+LONG_S = 60.0
+"""How long a test waits for something that takes milliseconds on an idle machine."""
+
+OVERHEAD = len("<|user\n|\n|assistant\n") + 1
+"""Tokens of ChatML around one user message: three marks, and the letters and line ends between them."""
+
+
+class Ask:
+    """One request and everything that came of it."""
+
+    order = 0
+    lock = threading.Lock()
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Path | ModelSpec,
+        *turns: str | Message,
+        sink: Callable[[Event], None] | None = None,
+        **options: object,
+    ) -> None:
+        messages = [turn if isinstance(turn, Message) else Message("user", turn) for turn in turns]
+        options.setdefault("temperature", 0)
+        self.events: list[tuple[int, Event]] = []
+        self._sink = sink
+        self._news = threading.Condition()
+        self.engine = engine
+        spec = model if isinstance(model, ModelSpec) else ModelSpec(model.stem, model)
+        self.job: Job = engine.submit(spec, ChatRequest(messages=messages, **options), self._take)
+
+    def _take(self, event: Event) -> None:
+        with Ask.lock:
+            Ask.order += 1
+            number = Ask.order
+        with self._news:
+            self.events.append((number, event))
+            self._news.notify_all()
+        if self._sink:
+            self._sink(event)
+
+    def wait_for(self, *kinds: type) -> Event:
+        """The first event of these kinds."""
+
+        def found() -> Event | None:
+            return next((event for _, event in self.events if isinstance(event, kinds)), None)
+
+        with self._news:
+            assert self._news.wait_for(lambda: found() is not None, LONG_S), f"nothing but {self.events[-3:]}"
+        event = found()
+        assert event is not None
+        return event
+
+    def end(self) -> Finished:
+        event = self.wait_for(Finished, LocalchatError)
+        if isinstance(event, LocalchatError):
+            raise event
+        assert isinstance(event, Finished)
+        assert self.events[-1][1] is event
+        return event
+
+    @property
+    def text(self) -> str:
+        self.end()
+        return self.so_far
+
+    @property
+    def so_far(self) -> str:
+        return "".join(event.content for _, event in self.events if isinstance(event, Piece))
+
+    def numbers(self, kind: type) -> list[int]:
+        return [number for number, event in self.events if isinstance(event, kind)]
+
+    def cancel(self) -> None:
+        self.engine.cancel(self.job)
+
+
+def idle(engine: Engine) -> None:
+    deadline = time.monotonic() + LONG_S
+    while engine.counts() != (0, 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> Path:
+    """Speaks letters without end."""
+    return write_model(folder / "tiny.gguf", speaks=LETTERS)
+
+
+@pytest.fixture(scope="module")
+def other(folder: Path) -> Path:
+    return write_model(folder / "other.gguf", speaks=LETTERS, seed=2)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine(1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "engine" in request.fixturenames:
+        idle(request.getfixturevalue("engine"))
+
+
+@pytest.fixture
+def fresh(engine: Engine) -> Engine:
+    """The engine with nothing in memory."""
+    engine.unload()
+    idle(engine)
+    assert engine.loaded() is None
+    return engine
+
+
+@pytest.fixture
+def small_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows begin at 256 tokens, so that they grow early."""
+    monkeypatch.setattr(resident, "_STARTING_CONTEXT", 256)
+
+
+def alone(model: Path, *turns: str | Message, **options: object) -> str:
+    """What an engine of its own, which has read nothing else, answers."""
+    engine = Engine(1)
+    try:
+        return Ask(engine, model, *turns, **options).text
+    finally:
+        engine.close()
+
+
+# Answers
+
+
+def test_a_real_model_answers_and_stops_by_itself(starter: Path) -> None:
+    engine = Engine(2)
+    try:
+        ask = Ask(engine, starter, "What is the capital of France?", max_tokens=200)
+        assert "Paris" in ask.text
+        end = ask.end()
+        assert end.reason == "stop"
+        assert "<|im_end|>" not in ask.text
+        spec = ModelSpec("starter", starter)
+        # The end-of-generation token is counted, and is no text.
+        assert end.usage.completion_tokens == len(engine.tokenize(spec, ask.text).result(LONG_S)) + 1
+        assert end.usage.total_tokens == end.usage.prompt_tokens + end.usage.completion_tokens
+        stages = {event.stage for _, event in ask.events if isinstance(event, Progress)}
+        assert "loading" in stages
+        again = Ask(engine, starter, "What is the capital of France?", max_tokens=200)
+        assert again.end().report.cached_tokens == again.end().usage.prompt_tokens - 1
+    finally:
+        engine.close()
+
+
+def test_counts_are_exact(engine: Engine, tiny: Path) -> None:
+    ask = Ask(engine, tiny, "hello", max_tokens=37)
+    assert len(ask.text) == 37
+    usage = ask.end().usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (OVERHEAD + 5, 37)
+    assert ask.end().reason == "length"
+
+
+def test_one_token_is_one_token(engine: Engine, tiny: Path) -> None:
+    ask = Ask(engine, tiny, "hello", max_tokens=1)
+    assert len(ask.text) == ask.end().usage.completion_tokens == 1
+
+
+def test_an_end_token_stops_the_answer_and_is_counted(engine: Engine, folder: Path) -> None:
+    model = write_model(folder / "ends.gguf", speaks=(*LETTERS[:6], END))
+    ask = Ask(engine, model, "hello", max_tokens=1000, temperature=1, seed=1)
+    assert ask.end().reason == "stop"
+    assert ask.end().usage.completion_tokens == len(ask.text) + 1
+
+
+def test_stop_strings_end_the_answer_exactly_before_them(engine: Engine, tiny: Path) -> None:
+    whole = Ask(engine, tiny, "tell", max_tokens=120).text
+    for start, size in ((0, 1), (0, 4), (5, 1), (17, 3), (40, 8), (118, 2)):
+        stop = whole[start : start + size]
+        ask = Ask(engine, tiny, "tell", max_tokens=120, stop=["never said", stop])
+        assert ask.text == whole[: whole.find(stop)]
+        assert ask.end().reason == "stop"
+        # Computing ends with the token that completes the string.
+        assert ask.end().usage.completion_tokens == whole.find(stop) + size
+    held = Ask(engine, tiny, "tell", max_tokens=120, stop=whole[110:] + "never")
+    assert (held.text, held.end().reason) == (whole, "length")
+
+
+def test_the_same_seed_gives_the_same_answer(engine: Engine, tiny: Path) -> None:
+    options = {"temperature": 1.0, "max_tokens": 60}
+    Ask(engine, tiny, "story", **options).end()  # so that all that follow find the same tokens read
+    drawn = [Ask(engine, tiny, "story", **options) for _ in range(2)]
+    seeds = [ask.end().report.seed for ask in drawn]
+    assert seeds[0] != seeds[1]
+    assert drawn[0].text != drawn[1].text
+    for ask, seed in zip(drawn, seeds, strict=True):
+        assert Ask(engine, tiny, "story", seed=seed, **options).text == ask.text
+    zero = [Ask(engine, tiny, "story", seed=0, **options) for _ in range(2)]
+    assert zero[0].text == zero[1].text
+    assert zero[0].end().report.seed == 0
+    assert Ask(engine, tiny, "story", seed=1, **options).text != zero[0].text
+
+
+def test_the_makers_sampling_is_used_where_the_person_says_nothing(engine: Engine, tiny: Path) -> None:
+    greedy = Ask(engine, tiny, "hello", max_tokens=20).text
+    spec = ModelSpec("tiny", tiny, Sampling(temperature=0))
+    assert Ask(engine, spec, "hello", max_tokens=20, temperature=None).text == greedy
+
+
+# Several at once
+
+
+def test_two_requests_at_once_both_progress(starter: Path) -> None:
+    engine = Engine(1)
+    try:
+        first = Ask(engine, starter, "Count from one to one thousand.", max_tokens=120)
+        first.wait_for(Piece)
+        second = Ask(engine, starter, "Write a long story.", max_tokens=40)
+        second.end()
+        first.end()
+        mine, theirs = first.numbers(Piece), second.numbers(Piece)
+        between = [number for number in mine if theirs[0] < number < theirs[-1]]
+        assert mine[0] < theirs[0] < mine[-1]
+        assert len(between) > len(theirs) // 2
+    finally:
+        engine.close()
+
+
+def test_more_requests_than_sequences_all_get_their_own_answer(engine: Engine, tiny: Path) -> None:
+    prompts = [f"question number {n}" for n in range(3 * SEQUENCES)]
+    asks = [Ask(engine, tiny, prompt, max_tokens=30 + n) for n, prompt in enumerate(prompts)]
+    texts = [ask.text for ask in asks]
+    assert len(set(texts)) > SEQUENCES
+    for n in (0, 1, 7, 8, 15, 23):
+        assert texts[n] == alone(tiny, prompts[n], max_tokens=30 + n)
+
+
+def test_a_short_question_does_not_wait_for_a_long_prompt_to_be_read(starter: Path) -> None:
+    engine = Engine(1)
+    try:
+        talking = Ask(engine, starter, "Count to one hundred.", max_tokens=400)
+        talking.wait_for(Piece)
+        reading = Ask(engine, starter, "word " * 1000, max_tokens=1)
+        reading.wait_for(Piece)
+        began = reading.numbers(Progress)[0]
+        # While the prompt was being read, the answer in progress went on.
+        assert sum(began < number < reading.numbers(Piece)[0] for number in talking.numbers(Piece)) >= 3
+        talking.cancel()
+        idle(engine)
+    finally:
+        engine.close()
+
+
+def test_requests_for_another_model_wait_their_turn_and_get_it(engine: Engine, tiny: Path, other: Path) -> None:
+    asks = [Ask(engine, model, "hello", max_tokens=40) for model in (tiny, other, tiny, other)]
+    assert [ask.text for ask in asks[:2]] == [ask.text for ask in asks[2:]]
+    assert asks[0].text != asks[1].text
+    loaded = engine.loaded()
+    assert loaded
+    assert loaded.path == str(other)
+
+
+# Cancelling (the threat model's T15)
+
+
+def test_a_request_cancelled_in_mid_answer_ends_without_a_word(engine: Engine, tiny: Path) -> None:
+    ask = Ask(engine, tiny, "hello", max_tokens=1900)
+    ask.wait_for(Piece)
+    ask.cancel()
+    idle(engine)
+    assert not ask.numbers(Finished)
+    assert Ask(engine, tiny, "hello", max_tokens=20).text == ask.so_far[:20] or len(ask.so_far) < 20
+
+
+def test_cancelling_a_real_model_frees_the_engine_soon(starter: Path) -> None:
+    engine = Engine(2)
+    try:
+        waits = []
+        for prompt, kind in (("Count to one thousand.", Piece), ("word " * 1700, Progress)) * 3:
+            ask = Ask(engine, starter, f"{len(waits)} {prompt}", max_tokens=300)
+            if kind is Progress:
+                while not any(isinstance(e, Progress) and e.stage == "reading" for _, e in ask.events):
+                    assert not ask.numbers(Finished)
+                    time.sleep(0.01)
+            else:
+                ask.wait_for(kind)
+            began = time.monotonic()
+            ask.cancel()
+            idle(engine)
+            waits.append(time.monotonic() - began)
+            assert not ask.numbers(Finished)
+        # An unlucky scheduler may cost one wait or two, never most of them.
+        assert sorted(waits)[len(waits) // 2] < 2.0, waits
+        assert "Paris" in Ask(engine, starter, "What is the capital of France?", max_tokens=60).text
+    finally:
+        engine.close()
+
+
+def test_cancelling_one_request_leaves_the_others_their_text(engine: Engine, tiny: Path) -> None:
+    asks = [Ask(engine, tiny, f"prompt {n}", max_tokens=200) for n in range(6)]
+    asks[0].wait_for(Piece)
+    for ask in asks[::2]:
+        ask.cancel()
+    for n in (1, 3, 5):
+        assert asks[n].text == alone(tiny, f"prompt {n}", max_tokens=200)
+
+
+def test_a_request_cancelled_in_the_queue_never_begins(engine: Engine, tiny: Path, other: Path) -> None:
+    running = Ask(engine, tiny, "hello", max_tokens=600)
+    waiting = Ask(engine, other, "hello", max_tokens=5)
+    waiting.cancel()
+    running.end()
+    idle(engine)
+    assert not waiting.events
+
+
+def test_a_request_cancelled_while_its_model_loads_does_not_answer(fresh: Engine, tiny: Path) -> None:
+    seen = threading.Event()
+
+    def hold(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "loading" and not seen.is_set():
+            ask.cancel()
+            seen.set()
+
+    gate = threading.Event()
+    blocker = Ask(fresh, tiny, "x", max_tokens=1, sink=lambda _: gate.wait(LONG_S))
+    ask = Ask(fresh, write_model(tiny.with_name("third.gguf"), seed=3), "hello", sink=hold)
+    gate.set()
+    assert seen.wait(LONG_S)
+    blocker.end()
+    idle(fresh)
+    assert not ask.numbers(Finished)
+    assert all(isinstance(event, (Progress, Interrupted)) for _, event in ask.events)
+    assert Ask(fresh, tiny, "hello", max_tokens=5).text
+
+
+# What was read is not read again
+
+
+def test_a_repeated_prompt_reads_one_token(fresh: Engine, tiny: Path) -> None:
+    first = Ask(fresh, tiny, "the same question", max_tokens=30)
+    assert first.end().report.cached_tokens == 0
+    second = Ask(fresh, tiny, "the same question", max_tokens=30)
+    end = second.end()
+    assert end.report.cached_tokens == end.usage.prompt_tokens - 1
+    details = end.usage.prompt_tokens_details
+    assert details
+    assert details.cached_tokens == end.report.cached_tokens
+    assert second.text == first.text
+
+
+def test_a_conversation_that_goes_on_reads_only_what_is_new(fresh: Engine, tiny: Path) -> None:
+    first = Ask(fresh, tiny, "begin", max_tokens=50)
+    turns = ("begin", Message("assistant", first.text), "and then?")
+    second = Ask(fresh, tiny, *turns, max_tokens=50)
+    # All but the last token of the answer, which was chosen and not yet computed.
+    assert second.end().report.cached_tokens == first.end().usage.total_tokens - 1
+    assert second.text == alone(tiny, *turns, max_tokens=50)
+
+
+def test_a_fork_of_an_idle_conversation_keeps_both(fresh: Engine, tiny: Path) -> None:
+    common, tail = "c" * 60, "t" * 200
+    Ask(fresh, tiny, common + tail, max_tokens=1).end()
+    fork = Ask(fresh, tiny, common + "x", max_tokens=40)
+    assert fork.end().report.cached_tokens == len("<user\n") + 60
+    assert fork.text == alone(tiny, common + "x", max_tokens=40)
+    again = Ask(fresh, tiny, common + tail, max_tokens=40)
+    assert again.end().report.cached_tokens == again.end().usage.prompt_tokens - 1
+    assert again.text == alone(tiny, common + tail, max_tokens=40)
+
+
+def test_a_fork_of_a_running_conversation_shares_its_beginning(fresh: Engine, tiny: Path) -> None:
+    prompt = "p" * 300
+    running = Ask(fresh, tiny, prompt, max_tokens=1200)
+    running.wait_for(Piece)
+    fork = Ask(fresh, tiny, prompt + "x", max_tokens=40)
+    end = fork.end()
+    assert not running.numbers(Finished)
+    assert end.report.cached_tokens == len("<user\n") + 300
+    assert fork.text == alone(tiny, prompt + "x", max_tokens=40)
+    assert running.text == alone(tiny, prompt, max_tokens=1200)
+
+
+def test_going_back_in_a_conversation_cuts_it_without_a_trace(fresh: Engine, tiny: Path) -> None:
+    Ask(fresh, tiny, "a" * 100 + "b" * 50, max_tokens=30).end()
+    back = Ask(fresh, tiny, "a" * 100, max_tokens=30)
+    assert back.end().report.cached_tokens == len("<user\n") + 100
+    assert back.text == alone(tiny, "a" * 100, max_tokens=30)
+
+
+def test_old_conversations_are_forgotten_when_the_window_is_full(fresh: Engine, folder: Path) -> None:
+    model = write_model(folder / "narrow.gguf", context=512, speaks=LETTERS)
+    prompts = [f"{n}" * 200 for n in range(8)]
+    for prompt in prompts * 2:
+        ask = Ask(fresh, model, prompt, max_tokens=100)
+        assert ask.end().reason == "length"
+        assert len(ask.text) == 100
+    # The last one is still known, the first of them is not; all are answered right.
+    assert Ask(fresh, model, prompts[-1], max_tokens=5).end().report.cached_tokens > 200
+    assert Ask(fresh, model, prompts[0], max_tokens=5).end().report.cached_tokens < 20
+    assert Ask(fresh, model, prompts[3], max_tokens=100).text == alone(model, prompts[3], max_tokens=100)
+
+
+# The window
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine: Engine, tiny: Path) -> None:
+    with pytest.raises(ContextExceeded, match=f"{OVERHEAD + 5000} tokens.* 2048") as caught:
+        Ask(engine, tiny, "x" * 5000).end()
+    assert "new chat" in caught.value.message
+    with pytest.raises(ContextExceeded, match=f"{OVERHEAD + 400} tokens.* 300.*-o context N .*2048"):
+        Ask(engine, tiny, "x" * 400, localchat=Extras(context=300)).end()
+    assert Ask(engine, tiny, "x" * (2047 - OVERHEAD), max_tokens=9).end().usage.completion_tokens == 1
+
+
+def test_an_explicit_context_is_a_limit(engine: Engine, tiny: Path) -> None:
+    Ask(engine, tiny, "x", max_tokens=1500).end()
+    for limit in (256, 300, 1000):
+        ask = Ask(engine, tiny, "hello", localchat=Extras(context=limit))
+        assert ask.end().reason == "length"
+        assert ask.end().usage.total_tokens == limit
+
+
+def test_the_engines_own_context_is_a_limit_too(tiny: Path) -> None:
+    engine = Engine(1, context=512)
+    try:
+        assert Ask(engine, tiny, "hello").end().usage.total_tokens == 512
+        loaded = engine.loaded()
+        assert loaded
+        assert loaded.context == 512
+        with pytest.raises(ContextExceeded, match="512"):
+            Ask(engine, tiny, "x" * 600).end()
+    finally:
+        engine.close()
+
+
+def test_a_sliding_request_drops_the_oldest_turns_and_says_how_many(engine: Engine, tiny: Path) -> None:
+    turns = [Message("user" if n % 2 == 0 else "assistant", f"{n}" * 50) for n in range(9)]
+    ask = Ask(engine, tiny, *turns, max_tokens=10, localchat=Extras(context=300, overflow="slide"))
+    end = ask.end()
+    assert end.report.dropped_messages > 0
+    assert end.report.dropped_messages % 2 == 0
+    assert end.usage.prompt_tokens <= 290
+    assert ask.text == alone(tiny, *turns[end.report.dropped_messages :], max_tokens=10)
+
+
+@pytest.mark.usefixtures("small_start")
+def test_the_window_grows_in_mid_answer_and_the_answer_goes_on(fresh: Engine, tiny: Path) -> None:
+    ask = Ask(fresh, tiny, "hello")
+    end = ask.end()
+    assert end.usage.total_tokens == 2048
+    assert end.report.context == 2048
+    assert (end.reason, end.report.cached_tokens) == ("length", 0)
+    assert len(ask.text) == 2048 - OVERHEAD - 5
+    assert ask.text == alone(tiny, "hello", localchat=Extras(context=2048))
+
+
+@pytest.mark.usefixtures("small_start")
+def test_the_window_grows_for_a_long_prompt_and_the_conversation_stays_known(fresh: Engine, tiny: Path) -> None:
+    first = Ask(fresh, tiny, "begin", max_tokens=100)
+    first.end()
+    loaded = fresh.loaded()
+    assert loaded
+    assert loaded.context == 256
+    turns = ("begin", Message("assistant", first.text), "x" * 700)
+    second = Ask(fresh, tiny, *turns, max_tokens=50)
+    assert second.end().report.cached_tokens == first.end().usage.total_tokens - 1
+    assert second.end().report.context == 1024
+    assert second.text == alone(tiny, *turns, max_tokens=50)
+
+
+@pytest.mark.usefixtures("small_start")
+def test_the_window_grows_while_several_answer(fresh: Engine, tiny: Path) -> None:
+    asks = [Ask(fresh, tiny, f"prompt {n}", max_tokens=400 + 100 * n) for n in range(4)]
+    for n, ask in enumerate(asks):
+        assert ask.text == alone(tiny, f"prompt {n}", max_tokens=400 + 100 * n)
+
+
+def test_several_answers_that_do_not_fit_together_still_end_with_the_right_text(fresh: Engine, folder: Path) -> None:
+    model = write_model(folder / "tight.gguf", context=512, speaks=LETTERS)
+    asks = [Ask(fresh, model, f"{n}" * 40, max_tokens=350) for n in range(5)]
+    aside = 0
+    stepping = scheduler.Engine._step_aside
+
+    def counted(self: Engine, job: Job) -> None:
+        nonlocal aside
+        aside += 1
+        stepping(self, job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler.Engine, "_step_aside", counted)
+        late = [Ask(fresh, model, f"{n}" * 60, max_tokens=200 if n % 2 else 420) for n in range(5, 9)]
+        everybody = [*asks, *late]
+        ends = [ask.end() for ask in everybody]
+    assert aside > 0
+    for n, (ask, end) in enumerate(zip(everybody, ends, strict=True)):
+        assert end.reason == "length"
+        prompt = f"{n}" * (40 if n < 5 else 60)
+        assert ask.text == alone(model, prompt, max_tokens=end.usage.completion_tokens)
+        assert len(ask.text) == end.usage.completion_tokens == (350 if n < 5 else 200 if n % 2 else 420)
+
+
+def test_where_memory_forbids_a_larger_window_the_answer_ends_there(
+    fresh: Engine, tiny: Path, small_start: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_ANSWER_RESERVE", 16)
+    ask = Ask(fresh, tiny, "hello")
+    ask.wait_for(Piece)
+    monkeypatch.setattr("localchat.hardware.available_memory", lambda: 0)
+    end = ask.end()
+    assert end.reason == "length"
+    assert 256 <= end.usage.total_tokens < 2048
+    with pytest.raises(DoesNotFit, match="GiB"):
+        Ask(fresh, tiny, "x" * 1500).end()
+    # What is in memory goes on working.
+    assert Ask(fresh, tiny, "hello", max_tokens=5).text == ask.so_far[:5]
+
+
+def test_a_window_that_cannot_be_made_fails_one_request_and_the_next_makes_another(
+    fresh: Engine, tiny: Path, small_start: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "_ANSWER_RESERVE", 16)
+    make = resident.Context
+
+    def refuse(model: object, n_ctx: int, *rest: object) -> object:
+        if n_ctx > 256:
+            raise EngineFailed("no window today")
+        return make(model, n_ctx, *rest)
+
+    monkeypatch.setattr(resident, "Context", refuse)
+    ask = Ask(fresh, tiny, "hello")
+    event = ask.wait_for(Finished, LocalchatError)
+    assert isinstance(event, EngineFailed) or event.reason == "length"
+    assert Ask(fresh, tiny, "hello", max_tokens=5).text == ask.so_far[:5]
+
+
+# Loading
+
+
+def test_unload_gives_the_model_back_and_the_next_request_loads_it(engine: Engine, tiny: Path) -> None:
+    before = Ask(engine, tiny, "hello", max_tokens=20).text
+    engine.unload()
+    idle(engine)
+    assert engine.loaded() is None
+    assert Ask(engine, tiny, "hello", max_tokens=20).text == before
+
+
+def test_unload_waits_for_running_answers(engine: Engine, tiny: Path) -> None:
+    ask = Ask(engine, tiny, "hello", max_tokens=800)
+    ask.wait_for(Piece)
+    engine.unload()
+    after = Ask(engine, tiny, "hello", max_tokens=10)
+    assert len(ask.text) == 800
+    assert after.text == ask.text[:10]
+    assert after.end().report.cached_tokens == 0
+
+
+def test_load_keeps_a_model_warm_with_the_wanted_window(fresh: Engine, tiny: Path) -> None:
+    fresh.load(ModelSpec("tiny", tiny), 1024).result(LONG_S)
+    loaded = fresh.loaded()
+    assert loaded
+    assert (loaded.context, loaded.context_trained, loaded.architecture) == (1024, 2048, "llama")
+    assert loaded.kv_bytes > 0
+    assert loaded.file_bytes == tiny.stat().st_size
+    ask = Ask(fresh, tiny, "hello", max_tokens=5)
+    ask.end()
+    assert not [event for _, event in ask.events if isinstance(event, Progress) and event.stage == "loading"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "not there", "folder", "tensors"])
+def test_a_damaged_file_fails_alone(engine: Engine, tiny: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "bad.gguf"
+    whole = tiny.read_bytes()
+    if damage == "cut":
+        path.write_bytes(whole[:-1000])
+    elif damage == "garbage":
+        path.write_bytes(random.Random(1).randbytes(5000))
+    elif damage == "empty":
+        path.touch()
+    elif damage == "folder":
+        path.mkdir()
+    elif damage == "tensors":
+        path.write_bytes(whole.replace(b"token_embd.weight", b"token_embd.wEight"))
+    waiting = [Ask(engine, path, "hello"), Ask(engine, tiny, "hello", max_tokens=5), Ask(engine, path, "hello")]
+    for ask in waiting[::2]:
+        with pytest.raises(DamagedFile, match=r"bad\.gguf"):
+            ask.end()
+    assert waiting[1].text
+    future = engine.tokenize(ModelSpec("bad", path), "x")
+    with pytest.raises(DamagedFile):
+        future.result(LONG_S)
+    assert Ask(engine, tiny, "hello", max_tokens=5).text == waiting[1].text
+
+
+def test_tokenize_counts_content_only(engine: Engine, tiny: Path) -> None:
+    tokens = engine.tokenize(ModelSpec("tiny", tiny), "a<|im_end|>é\0").result(LONG_S)
+    assert tokens == list("a<|im_end|>é\0".encode())
+
+
+# Nothing kills the thread
+
+
+def test_a_listener_that_raises_ends_its_own_request_only(engine: Engine, tiny: Path) -> None:
+    def raises(event: Event) -> None:
+        raise RuntimeError("gone")
+
+    for kind in (Piece, Progress, Finished, LocalchatError):
+        good = Ask(engine, tiny, "good", max_tokens=100)
+        bad = Ask(
+            engine, tiny, "x" * (9000 if kind is LocalchatError else 900), max_tokens=100,
+            sink=lambda event, kind=kind: raises(event) if isinstance(event, kind) else None,
+        )  # fmt: skip
+        assert len(good.text) == 100
+        idle(engine)
+        assert isinstance(bad.events[-1][1], kind)
+    assert Ask(engine, tiny, "hello", max_tokens=5).text
+
+
+def test_an_unforeseen_error_in_a_step_ends_what_runs_and_the_next_request_works(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Ask(engine, tiny, "hello", max_tokens=1900)
+    ask.wait_for(Piece)
+    with monkeypatch.context() as patch:
+        patch.setattr(resident.Context, "begin", lambda self: 1 // 0)
+        with pytest.raises(LocalchatError, match="ZeroDivisionError"):
+            ask.end()
+    assert Ask(engine, tiny, "hello", max_tokens=20).text == ask.so_far[:20]
+
+
+def test_an_unforeseen_error_while_letting_in_fails_one_request(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(prefix_cache.PrefixCache, "take", lambda self, tokens: 1 // 0)
+        with pytest.raises(LocalchatError, match="ZeroDivisionError"):
+            Ask(engine, tiny, "hello").end()
+    assert Ask(engine, tiny, "hello", max_tokens=5).text
+
+
+def test_a_future_that_nobody_waits_for_any_more_troubles_nobody(engine: Engine, tiny: Path, tmp_path: Path) -> None:
+    spec = ModelSpec("tiny", tiny)
+    gate = threading.Event()
+    blocker = Ask(engine, tiny, "x", max_tokens=1, sink=lambda _: gate.wait(LONG_S))
+    queued = engine.tokenize(spec, "hello")
+    assert queued.cancel()
+    gate.set()
+    blocker.end()
+    # Cancelled while it runs, whether it ends well or badly.
+    for path in (tiny, tmp_path / "missing.gguf"):
+        task = Task(ModelSpec("x", path), None, lambda _: task.future.cancel())
+        if path is not tiny:
+            task.future.add_done_callback(lambda _: None)
+        engine._enqueue(task)
+        idle(engine)
+        assert task.future.done()
+    assert Ask(engine, tiny, "hello", max_tokens=5).text
+
+
+def test_closing_fails_what_is_on_its_way_and_takes_nothing_more(tiny: Path, other: Path) -> None:
+    engine = Engine(1)
+    running = Ask(engine, tiny, "hello", max_tokens=1900)
+    running.wait_for(Piece)
+    waiting = Ask(engine, other, "hello")
+    loading = engine.load(ModelSpec("other", other))
+    engine.unload()
+    engine.close()
+    for ask in (running, waiting):
+        assert isinstance(ask.events[-1][1], EngineFailed)
+    with pytest.raises(EngineFailed):
+        loading.result(0)
+    with pytest.raises(EngineFailed):
+        Ask(engine, tiny, "hello")
+    assert engine.loaded() is None
+    # Another engine in the same process is not touched by that, its `unload` included.
+    second = Engine(1)
+    try:
+        Ask(second, tiny, "hello", max_tokens=5).end()
+        second.unload()
+        idle(second)
+        assert second.loaded() is None
+    finally:
+        second.close()
+
+
+@pytest.mark.usefixtures("small_start")
+def test_any_mixture_of_requests_ends_with_the_right_texts(fresh: Engine, tiny: Path, other: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    asked: list[tuple[Ask, Path, str, int, bool]] = []
+    for _ in range(60):
+        model = other if chance.random() < 0.1 else tiny
+        prompt = chance.choice("abc") * chance.randrange(1, 300) + chance.choice("xyz") * chance.randrange(3)
+        size = chance.randrange(1, 300)
+        ask = Ask(fresh, model, prompt, max_tokens=size)
+        cancelled = chance.random() < 0.3
+        if chance.random() < 0.5:
+            time.sleep(chance.random() / 50)
+        if cancelled:
+            ask.cancel()
+        if chance.random() < 0.05:
+            fresh.unload()
+        asked.append((ask, model, prompt, size, cancelled))
+    idle(fresh)
+    for ask, model, prompt, size, cancelled in asked:
+        if not cancelled:
+            assert len(ask.text) == size
+    for ask, model, prompt, size, cancelled in chance.sample([each for each in asked if not each[-1]], 12):
+        assert ask.text == alone(model, prompt, max_tokens=size), (seed, prompt, size, cancelled)
+
+
+# Memories of other kinds
+
+
+@pytest.fixture(scope="module")
+def windowed(folder: Path) -> Path:
+    """A sliding window of 64 tokens in five layers of six."""
+    return write_model(
+        folder / "windowed.gguf", architecture="gemma3", layers=6, window=64, width=32, context=2048, speaks=LETTERS
+    )
+
+
+@pytest.fixture(scope="module")
+def recurrent(folder: Path) -> Path:
+    return write_model(folder / "recurrent.gguf", architecture="mamba", speaks=LETTERS)
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+def test_other_memories_give_the_right_text_after_going_on_back_and_forking(
+    fresh: Engine, kind: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    first = Ask(fresh, model, "a" * 300, max_tokens=100)
+    on = ("a" * 300, Message("assistant", first.text), "b" * 30)
+    went_on = Ask(fresh, model, *on, max_tokens=60)
+    assert went_on.end().report.cached_tokens == first.end().usage.total_tokens - 1
+    assert went_on.text == alone(model, *on, max_tokens=60)
+    for turns in (
+        ("a" * 300,),
+        ("a" * 299 + "x",),
+        ("a" * 150,),
+        ("a" * 30 + "y" * 300,),
+        on,
+        ("a" * 300,),
+        ("a" * 20,),
+    ):
+        ask = Ask(fresh, model, *turns, max_tokens=60)
+        assert ask.text == alone(model, *turns, max_tokens=60), turns
+        assert ask.end().report.cached_tokens < ask.end().usage.prompt_tokens
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+def test_other_memories_serve_several_at_once(fresh: Engine, kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    prompts = [chr(ord("a") + n) * (40 + 30 * n) for n in range(12)]
+    asks = [Ask(fresh, model, prompt, max_tokens=120) for prompt in prompts]
+    for prompt, ask in zip(prompts, asks, strict=True):
+        assert ask.text == alone(model, prompt, max_tokens=120)
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+def test_other_memories_survive_being_cancelled(fresh: Engine, kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    expected = alone(model, "h" * 80, max_tokens=400)
+    for _ in range(10):
+        ask = Ask(fresh, model, "h" * 80, max_tokens=1500)
+        steady = Ask(fresh, model, "h" * 80, max_tokens=400)
+        ask.wait_for(Piece)
+        ask.cancel()
+        assert steady.text == expected
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+@pytest.mark.usefixtures("small_start")
+def test_other_memories_move_into_a_larger_window(fresh: Engine, kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    ask = Ask(fresh, model, "hello", max_tokens=1200)
+    assert len(ask.text) == 1200
+    assert ask.text == alone(model, "hello", max_tokens=1200, localchat=Extras(context=2048))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_requests(starter: Path) -> None:
+    engine = Engine(2)
+    process = psutil.Process()
+    try:
+        sizes = []
+        for n in range(260):
+            Ask(engine, starter, f"{n}: say a word", max_tokens=3, temperature=0.9, repeat_penalty=1.1).end()
+            sizes.append(process.memory_info().rss)
+        # The first sixty fill every sequence and every pool.
+        assert sizes[-1] - sizes[60] < 8 << 20
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_tiny_model_on_the_real_vocabulary_survives_a_thousand_mixed_requests(starter: Path, folder: Path) -> None:
+    model = write_model(folder / "words.gguf", vocabulary=vocabulary_of(starter), width=32)
+    engine = Engine(1)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    try:
+        for _ in range(50):
+            asks = [
+                Ask(engine, model, "word " * chance.randrange(1, 300), max_tokens=chance.randrange(1, 80))
+                for _ in range(20)
+            ]
+            for ask in chance.sample(asks, 6):
+                ask.cancel()
+            idle(engine)
+            for ask in asks:
+                assert ask.job.cancelled or ask.numbers(Finished), seed
+    finally:
+        engine.close()
+
+
+def test_the_byte_vocabulary_is_what_these_tests_count_on(engine: Engine, tiny: Path) -> None:
+    assert len(BYTES.tokens) == 259
+    ask = Ask(engine, tiny, "", max_tokens=1)
+    assert ask.end().usage.prompt_tokens == OVERHEAD
