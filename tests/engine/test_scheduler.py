@@ -29,8 +29,11 @@ from tests.tiny_models import BYTES, END, LETTERS, vocabulary_of, write_model
 LONG_S = 60.0
 """How long a test waits for something that takes milliseconds on an idle machine."""
 
-OVERHEAD = len("<|user\n|\n|assistant\n") + 1
-"""Tokens of ChatML around one user message: three marks, and the letters and line ends between them."""
+OVERHEAD = 19
+"""Tokens of ChatML around one user message: `<user\\n`, `>\\n`, `<assistant\\n`, where each mark is one token."""
+
+
+FRANCE = (Message("system", "You are a helpful assistant."), Message("user", "What is the capital of France?"))
 
 
 class Ask:
@@ -169,7 +172,7 @@ def alone(model: Path, *turns: str | Message, **options: object) -> str:
 def test_a_real_model_answers_and_stops_by_itself(starter: Path) -> None:
     engine = Engine(2)
     try:
-        ask = Ask(engine, starter, "What is the capital of France?", max_tokens=200)
+        ask = Ask(engine, starter, *FRANCE, max_tokens=200)
         assert "Paris" in ask.text
         end = ask.end()
         assert end.reason == "stop"
@@ -180,7 +183,7 @@ def test_a_real_model_answers_and_stops_by_itself(starter: Path) -> None:
         assert end.usage.total_tokens == end.usage.prompt_tokens + end.usage.completion_tokens
         stages = {event.stage for _, event in ask.events if isinstance(event, Progress)}
         assert "loading" in stages
-        again = Ask(engine, starter, "What is the capital of France?", max_tokens=200)
+        again = Ask(engine, starter, *FRANCE, max_tokens=200)
         assert again.end().report.cached_tokens == again.end().usage.prompt_tokens - 1
     finally:
         engine.close()
@@ -324,7 +327,7 @@ def test_cancelling_a_real_model_frees_the_engine_soon(starter: Path) -> None:
             assert not ask.numbers(Finished)
         # An unlucky scheduler may cost one wait or two, never most of them.
         assert sorted(waits)[len(waits) // 2] < 2.0, waits
-        assert "Paris" in Ask(engine, starter, "What is the capital of France?", max_tokens=60).text
+        assert "Paris" in Ask(engine, starter, *FRANCE, max_tokens=60).text
     finally:
         engine.close()
 

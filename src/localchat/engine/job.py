@@ -85,10 +85,6 @@ class Job:
         self.limit = limit
         self.text = AnswerText(prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops)
 
-    def mark_loaded(self) -> None:
-        """The model that this request had to wait for is in memory."""
-        self.loaded = time.monotonic()
-
     def seat(self, sequence: Sequence) -> None:
         """Take a sequence; its tokens are a prefix of this job's."""
         self.sequence = sequence

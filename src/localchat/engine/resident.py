@@ -38,6 +38,7 @@ class Resident:
         except BaseException:
             self.model.close()
             raise
+        self.loaded = time.monotonic()
 
     def close(self) -> None:
         """Give all memory back."""

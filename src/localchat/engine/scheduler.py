@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -77,7 +78,7 @@ class Engine:
         self._closing = False
         self._resident: Resident | None = None
         self._renderer: TemplateRenderer | None = None
-        self._read_rate = _FIRST_RATE
+        self._read_rate = 0.0
         self.answered = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -182,6 +183,8 @@ class Engine:
                 continue
             try:
                 if not self._let_in(work):
+                    if isinstance(work, Job):
+                        work.progress("queued", 0, 0)
                     return
                 self._queue.popleft()
             except LocalchatError as error:
@@ -237,19 +240,23 @@ class Engine:
         self._unload()
         assert self._renderer
 
+        began = time.monotonic()
+
         def on_progress(fraction: float) -> bool:
-            if isinstance(work, Job):
-                work.progress("loading", fraction, 1.0)
+            passed_ms = (time.monotonic() - began) * 1000
+            eta_ms = passed_ms / fraction - passed_ms if fraction > 0 else None
+            for waiting in list(self._queue):
+                if isinstance(waiting, Job) and waiting.spec.path == work.spec.path:
+                    waiting.progress("loading", fraction, 1.0, eta_ms)
             return not (work.cancelled or self._closing)
 
         self._resident = Resident(work.spec, self._renderer, self._controller.threads, on_progress)
-        self._read_rate = _FIRST_RATE
-        if isinstance(work, Job):
-            work.mark_loaded()
+        self._read_rate = 0.0
 
     def _prepare(self, job: Job, resident: Resident) -> None:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
         request, extras = job.request, job.request.localchat or Extras()
+        job.loaded = max(job.arrived, resident.loaded)
         explicit = extras.context or self._context
         cap = min(explicit or resident.model.n_ctx_train, resident.model.n_ctx_train)
         if extras.overflow == "slide":
@@ -346,7 +353,7 @@ class Engine:
         """Put everybody's next tokens into the batch: per job its tokens, and the index of its output if it has one."""
         decoding = [job for job in self._active if job.is_decoding]
         reading = [job for job in self._active if not job.is_decoding]
-        bite = self._read_rate * (_BITE_WHILE_ANSWERING_S if decoding else _BITE_S)
+        bite = (self._read_rate or _FIRST_RATE) * (_BITE_WHILE_ANSWERING_S if decoding else _BITE_S)
         room = min(resident.context.batch_size - len(decoding), max(_MIN_BITE, int(bite)))
         share = max(1, room // max(1, len(reading)))
         fed: list[tuple[Job, list[int], int | None]] = []
@@ -362,7 +369,8 @@ class Engine:
     def _learn_rate(self, tokens: int, seconds: float) -> None:
         """Follow the speed of reading; batches of a few tokens say nothing about it."""
         if tokens >= _MIN_BITE and seconds > 0:
-            self._read_rate += 0.5 * (tokens / seconds - self._read_rate)
+            rate = tokens / seconds
+            self._read_rate = (self._read_rate + rate) / 2 if self._read_rate else rate
 
     def _sample(self, job: Job, index: int, resident: Resident) -> None:
         assert job.sampler

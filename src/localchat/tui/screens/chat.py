@@ -249,7 +249,8 @@ class ChatScreen(Screen[None]):
 
     def _shown_model(self) -> str:
         """The model's name; of a file's path only the file's."""
-        return self._model.rsplit("/", 1)[-1] if self._model.startswith(("/", "~", ".")) else self._model
+        name = self._model.rsplit("/", 1)[-1] if self._model.startswith(("/", "~", ".")) else self._model
+        return name.removesuffix(".gguf")
 
     def _hint(self, text: str) -> None:
         self._status.hint = text

@@ -8,6 +8,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from localchat.errors import LocalchatError
 from localchat.safe_text import safe_line, safe_text
 from localchat.tui.conversation import Reply
 from localchat.tui.widgets.page import Page
@@ -120,8 +121,7 @@ class ReplyView(Vertical):
             self._page.finish()
             self._say(self._mark, "\n".join(_marks(reply)))
             if reply.error:
-                again = "Enter sends it again" if reply.unsent else "Ctrl+R asks again"
-                self._say(self._error, f"{safe_line(reply.error.message)} ({again})")
+                self._say(self._error, _error(reply, reply.error))
 
     def set_old(self) -> None:
         """Another attempt counts now; this one stays to be read."""
@@ -151,6 +151,14 @@ class ReplyView(Vertical):
         widget.display = bool(text)
         if widget is not self._thought_line:
             widget.styles.margin = (1 if self.reply.text.strip() else 0, 0, 0, 0)
+
+
+def _error(reply: Reply, error: LocalchatError) -> str:
+    """What went wrong, and the key that helps."""
+    said = safe_line(error.message)
+    if reply.unsent:
+        return f"{said} (Enter sends it again)"
+    return f"{said} (Ctrl+R)" if said.endswith("ask again") else f"{said} (Ctrl+R asks again)"
 
 
 def _marks(reply: Reply) -> list[str]:
