@@ -2,8 +2,7 @@
 
 Most tests ask a small random model on a vocabulary of bytes: one letter is one token, so every count is known, and its
 greedy answer depends on everything it has read, so that a wrong cell of the KV cache shows in the text. That an answer
-is the same alone and batched is not promised in general (sums in another order round differently); with these models'
-logits, far apart, it holds.
+is the same alone and batched is not promised, so answers are judged (`judge`) and not compared.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -24,10 +24,14 @@ from localchat.engine.scheduler import Engine, Task
 from localchat.engine.text import Piece
 from localchat.errors import ContextExceeded, DamagedFile, DoesNotFit, EngineFailed, Interrupted, LocalchatError
 from localchat.protocol import ChatRequest, Extras, Message, Progress, Sampling
+from tests.engine.reference import Reference, chatml_tokens
 from tests.tiny_models import BYTES, END, LETTERS, vocabulary_of, write_model
 
 LONG_S = 60.0
 """How long a test waits for something that takes milliseconds on an idle machine."""
+
+ROUNDING = 0.25
+"""Logits closer than this may change places; their standard deviation is about eight."""
 
 OVERHEAD = 19
 """Tokens of ChatML around one user message: `<user\\n`, `>\\n`, `<assistant\\n`, where each mark is one token."""
@@ -56,6 +60,7 @@ class Ask:
         self._sink = sink
         self._news = threading.Condition()
         self.engine = engine
+        self.turns = messages
         spec = model if isinstance(model, ModelSpec) else ModelSpec(model.stem, model)
         self.job: Job = engine.submit(spec, ChatRequest(messages=messages, **options), self._take)
 
@@ -157,13 +162,27 @@ def small_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "_STARTING_CONTEXT", 256)
 
 
-def alone(model: Path, *turns: str | Message, **options: object) -> str:
-    """What an engine of its own, which has read nothing else, answers."""
-    engine = Engine(1)
-    try:
-        return Ask(engine, model, *turns, **options).text
-    finally:
-        engine.close()
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Callable[[Ask], bool]]:
+    """Says whether each token of an answer is the one that a plain computation of the whole text finds likeliest.
+
+    Not by comparing with another run: sums in another order round differently, so that an answer alone and in a batch
+    need not be the same, and in a tie a step aside changes all that follows. A wrong cell of the cache costs far more
+    than rounding does.
+    """
+    references: dict[Path, Reference] = {}
+
+    def is_right(ask: Ask) -> bool:
+        path = ask.job.spec.path
+        if path not in references:
+            references[path] = Reference(path)
+        answer = list(ask.so_far.encode())
+        regrets = references[path].regrets(chatml_tokens(*ask.turns), answer) if answer else np.zeros(1)
+        return bool(regrets.max() < ROUNDING and regrets.mean() < ROUNDING / 10)
+
+    yield is_right
+    for reference in references.values():
+        reference.close()
 
 
 # Answers
@@ -338,7 +357,8 @@ def test_cancelling_one_request_leaves_the_others_their_text(engine: Engine, tin
     for ask in asks[::2]:
         ask.cancel()
     for n in (1, 3, 5):
-        assert asks[n].text == alone(tiny, f"prompt {n}", max_tokens=200)
+        asks[n].end()
+        assert judge(asks[n])
 
 
 def test_a_request_cancelled_in_the_queue_never_begins(engine: Engine, tiny: Path, other: Path) -> None:
@@ -391,7 +411,8 @@ def test_a_conversation_that_goes_on_reads_only_what_is_new(fresh: Engine, tiny:
     second = Ask(fresh, tiny, *turns, max_tokens=50)
     # All but the last token of the answer, which was chosen and not yet computed.
     assert second.end().report.cached_tokens == first.end().usage.total_tokens - 1
-    assert second.text == alone(tiny, *turns, max_tokens=50)
+    second.end()
+    assert judge(second)
 
 
 def test_a_fork_of_an_idle_conversation_keeps_both(fresh: Engine, tiny: Path) -> None:
@@ -399,10 +420,12 @@ def test_a_fork_of_an_idle_conversation_keeps_both(fresh: Engine, tiny: Path) ->
     Ask(fresh, tiny, common + tail, max_tokens=1).end()
     fork = Ask(fresh, tiny, common + "x", max_tokens=40)
     assert fork.end().report.cached_tokens == len("<user\n") + 60
-    assert fork.text == alone(tiny, common + "x", max_tokens=40)
+    fork.end()
+    assert judge(fork)
     again = Ask(fresh, tiny, common + tail, max_tokens=40)
     assert again.end().report.cached_tokens == again.end().usage.prompt_tokens - 1
-    assert again.text == alone(tiny, common + tail, max_tokens=40)
+    again.end()
+    assert judge(again)
 
 
 def test_a_fork_of_a_running_conversation_shares_its_beginning(fresh: Engine, tiny: Path) -> None:
@@ -413,15 +436,18 @@ def test_a_fork_of_a_running_conversation_shares_its_beginning(fresh: Engine, ti
     end = fork.end()
     assert not running.numbers(Finished)
     assert end.report.cached_tokens == len("<user\n") + 300
-    assert fork.text == alone(tiny, prompt + "x", max_tokens=40)
-    assert running.text == alone(tiny, prompt, max_tokens=1200)
+    fork.end()
+    assert judge(fork)
+    running.end()
+    assert judge(running)
 
 
 def test_going_back_in_a_conversation_cuts_it_without_a_trace(fresh: Engine, tiny: Path) -> None:
     Ask(fresh, tiny, "a" * 100 + "b" * 50, max_tokens=30).end()
     back = Ask(fresh, tiny, "a" * 100, max_tokens=30)
     assert back.end().report.cached_tokens == len("<user\n") + 100
-    assert back.text == alone(tiny, "a" * 100, max_tokens=30)
+    back.end()
+    assert judge(back)
 
 
 def test_old_conversations_are_forgotten_when_the_window_is_full(fresh: Engine, folder: Path) -> None:
@@ -477,7 +503,8 @@ def test_a_sliding_request_drops_the_oldest_turns_and_says_how_many(engine: Engi
     assert end.report.dropped_messages > 0
     assert end.report.dropped_messages % 2 == 0
     assert end.usage.prompt_tokens <= 290
-    assert ask.text == alone(tiny, *turns[end.report.dropped_messages :], max_tokens=10)
+    ask.end()
+    assert judge(ask)
 
 
 @pytest.mark.usefixtures("small_start")
@@ -488,7 +515,8 @@ def test_the_window_grows_in_mid_answer_and_the_answer_goes_on(fresh: Engine, ti
     assert end.report.context == 2048
     assert (end.reason, end.report.cached_tokens) == ("length", 0)
     assert len(ask.text) == 2048 - OVERHEAD - 5
-    assert ask.text == alone(tiny, "hello", localchat=Extras(context=2048))
+    ask.end()
+    assert judge(ask)
 
 
 @pytest.mark.usefixtures("small_start")
@@ -502,14 +530,16 @@ def test_the_window_grows_for_a_long_prompt_and_the_conversation_stays_known(fre
     second = Ask(fresh, tiny, *turns, max_tokens=50)
     assert second.end().report.cached_tokens == first.end().usage.total_tokens - 1
     assert second.end().report.context == 1024
-    assert second.text == alone(tiny, *turns, max_tokens=50)
+    second.end()
+    assert judge(second)
 
 
 @pytest.mark.usefixtures("small_start")
 def test_the_window_grows_while_several_answer(fresh: Engine, tiny: Path) -> None:
     asks = [Ask(fresh, tiny, f"prompt {n}", max_tokens=400 + 100 * n) for n in range(4)]
     for n, ask in enumerate(asks):
-        assert ask.text == alone(tiny, f"prompt {n}", max_tokens=400 + 100 * n)
+        ask.end()
+        assert judge(ask)
 
 
 def test_several_answers_that_do_not_fit_together_still_end_with_the_right_text(fresh: Engine, folder: Path) -> None:
@@ -532,7 +562,8 @@ def test_several_answers_that_do_not_fit_together_still_end_with_the_right_text(
     for n, (ask, end) in enumerate(zip(everybody, ends, strict=True)):
         assert end.reason == "length"
         prompt = f"{n}" * (40 if n < 5 else 60)
-        assert ask.text == alone(model, prompt, max_tokens=end.usage.completion_tokens)
+        ask.end()
+        assert judge(ask)
         assert len(ask.text) == end.usage.completion_tokens == (350 if n < 5 else 200 if n % 2 else 420)
 
 
@@ -743,7 +774,8 @@ def test_any_mixture_of_requests_ends_with_the_right_texts(fresh: Engine, tiny: 
         if not cancelled:
             assert len(ask.text) == size
     for ask, model, prompt, size, cancelled in chance.sample([each for each in asked if not each[-1]], 12):
-        assert ask.text == alone(model, prompt, max_tokens=size), (seed, prompt, size, cancelled)
+        ask.end()
+        assert judge(ask)
 
 
 # Memories of other kinds
@@ -771,7 +803,8 @@ def test_other_memories_give_the_right_text_after_going_on_back_and_forking(
     on = ("a" * 300, Message("assistant", first.text), "b" * 30)
     went_on = Ask(fresh, model, *on, max_tokens=60)
     assert went_on.end().report.cached_tokens == first.end().usage.total_tokens - 1
-    assert went_on.text == alone(model, *on, max_tokens=60)
+    went_on.end()
+    assert judge(went_on)
     for turns in (
         ("a" * 300,),
         ("a" * 299 + "x",),
@@ -782,7 +815,8 @@ def test_other_memories_give_the_right_text_after_going_on_back_and_forking(
         ("a" * 20,),
     ):
         ask = Ask(fresh, model, *turns, max_tokens=60)
-        assert ask.text == alone(model, *turns, max_tokens=60), turns
+        ask.end()
+        assert judge(ask)
         assert ask.end().report.cached_tokens < ask.end().usage.prompt_tokens
 
 
@@ -792,7 +826,8 @@ def test_other_memories_serve_several_at_once(fresh: Engine, kind: str, request:
     prompts = [chr(ord("a") + n) * (40 + 30 * n) for n in range(12)]
     asks = [Ask(fresh, model, prompt, max_tokens=120) for prompt in prompts]
     for prompt, ask in zip(prompts, asks, strict=True):
-        assert ask.text == alone(model, prompt, max_tokens=120)
+        ask.end()
+        assert judge(ask)
 
 
 @pytest.mark.parametrize("kind", ["windowed", "recurrent"])
@@ -813,7 +848,8 @@ def test_other_memories_move_into_a_larger_window(fresh: Engine, kind: str, requ
     model = request.getfixturevalue(kind)
     ask = Ask(fresh, model, "hello", max_tokens=1200)
     assert len(ask.text) == 1200
-    assert ask.text == alone(model, "hello", max_tokens=1200, localchat=Extras(context=2048))
+    ask.end()
+    assert judge(ask)
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """The host as a client starts it: `localchat serve --detached JSON`.
 
 A person waits for the first answer while this starts, so the options come as one JSON object, without an option
-parser to import: `idle` (seconds), `model` (name or "", to load at once), `context` (tokens or null), `ready` (the
-descriptor of a pipe that gets "ok", or an error's code and message).
+parser to import: `idle` (seconds), `model` (name or "", to load at once), `ready` (the descriptor of a pipe that gets
+"ok", or an error's code and message).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ def serve_detached(argument: str) -> int:
     options = HostOptions(
         given["idle"],
         preload=given["model"],
-        context=given["context"],
         on_demand=True,
         on_ready=lambda address, token: answer("ok"),
     )

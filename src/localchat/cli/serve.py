@@ -11,7 +11,6 @@ import click
 from localchat.cli.options import model_name
 from localchat.host.main import HostOptions, run_host
 from localchat.paths import paths, private_folder
-from localchat.settings import settings
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +41,7 @@ def command(
 
     try:
         _make_room()
-        run_host(HostOptions(idle, port, preload, context or settings().context, on_ready=on_ready))
+        run_host(HostOptions(idle, port, preload, context, on_ready=on_ready))
     finally:
         os.dup2(terminal, 2)
 

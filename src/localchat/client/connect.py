@@ -57,7 +57,7 @@ def connect_if_running() -> UnixConnection | None:
     return connection
 
 
-def connect_or_start(model: str = "", context: int | None = None) -> UnixConnection:
+def connect_or_start(model: str = "") -> UnixConnection:
     """A connection to the host; where none runs, start one that begins to load `model` at once.
 
     Of several clients that find no host, one starts it while the others wait for its lock. Raises `EngineFailed` with
@@ -76,7 +76,7 @@ def connect_or_start(model: str = "", context: int | None = None) -> UnixConnect
     try:
         connection = connect_if_running()
         while not connection:
-            _start_host(model, context)
+            _start_host(model)
             connection = connect_if_running()
             if time.monotonic() > deadline:
                 raise EngineFailed(f"the engine starts but cannot be reached: see {paths().host_log}")
@@ -85,7 +85,7 @@ def connect_or_start(model: str = "", context: int | None = None) -> UnixConnect
         lock.release()
 
 
-def _start_host(model: str, context: int | None) -> None:
+def _start_host(model: str) -> None:
     """Start a detached host and wait until it listens, or says why it cannot.
 
     It answers through a pipe: "ok" once it listens, else an error's code and message. A host that finds another one
@@ -96,12 +96,7 @@ def _start_host(model: str, context: int | None) -> None:
     private_folder(paths().state)
     log = paths().host_log
     reading, writing = os.pipe()
-    options = {
-        "idle": settings().idle,
-        "model": model,
-        "context": context or settings().context,
-        "ready": writing,
-    }
+    options = {"idle": settings().idle, "model": model, "ready": writing}
     command = [sys.executable, "-m", "localchat", "serve", "--detached", json.dumps(options)]
     try:
         with _open_log(log) as log_file, Path(os.devnull).open("rb") as nothing:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import msgspec
 
 from localchat import __version__, protocol
-from localchat.client.connect import UnixConnection, connect_if_running, connect_or_start, last_words
-from localchat.client.stream import ChatStream, error_of
+from localchat.client.connect import connect_if_running, connect_or_start, last_words
+from localchat.client.stream import ChatStream, Reply, error_of, send
 from localchat.errors import EngineFailed, LocalchatError
 from localchat.locks import FileLock
 from localchat.paths import paths
@@ -32,20 +32,17 @@ class LocalEngine:
 
         Raises the error that the host names (`NoSuchModel`, `UsageError`, …) or `EngineFailed`.
         """
-        context = request.localchat.context if request.localchat else None
-        body = msgspec.json.encode(request)
-        connection, response = self._ask(protocol.CHAT_PATH, body, request.model, context)
-        return ChatStream(connection, response, last_words)
+        return ChatStream(self._ask(protocol.CHAT_PATH, msgspec.json.encode(request), request.model), last_words)
 
     def load(self, model: str = "", context: int | None = None) -> protocol.Status:
         """Have a model loaded, and wait until it is."""
         body = msgspec.json.encode(protocol.LoadRequest(model, context))
-        return self._answer(protocol.LOAD_PATH, body, model, context, protocol.Status)
+        return self._answer(protocol.LOAD_PATH, body, model, protocol.Status)
 
     def tokenize(self, text: str, model: str = "") -> list[int]:
         """The token ids of `text` as the content of a message."""
         body = msgspec.json.encode(protocol.TokenizeRequest(text, model))
-        return self._answer(protocol.TOKENIZE_PATH, body, model, None, protocol.TokenizeResponse).tokens
+        return self._answer(protocol.TOKENIZE_PATH, body, model, protocol.TokenizeResponse).tokens
 
     def status(self) -> protocol.Status | None:
         """What the host holds and does, or None where none runs."""
@@ -87,35 +84,32 @@ class LocalEngine:
         lock.release()
         return True
 
-    def _answer(self, path: str, body: bytes, model: str, context: int | None, kind: type[_Answer]) -> _Answer:
-        connection, response = self._ask(path, body, model, context)
+    def _answer(self, path: str, body: bytes, model: str, kind: type[_Answer]) -> _Answer:
+        reply = self._ask(path, body, model)
         try:
-            return msgspec.json.decode(response.read(), type=kind)
+            return msgspec.json.decode(reply.response.read(), type=kind)
         except (OSError, http.client.HTTPException) as error:
             raise EngineFailed(f"the engine died ({last_words()}): ask again") from error
         finally:
-            connection.close()
+            reply.connection.close()
 
-    def _ask(
-        self, path: str, body: bytes, model: str, context: int | None
-    ) -> tuple[UnixConnection, http.client.HTTPResponse]:
+    def _ask(self, path: str, body: bytes, model: str) -> Reply:
         """Post to the host, starting or replacing it where needed; the answer is 200 or an error is raised."""
         failure: LocalchatError | None = None
         for _ in range(_ATTEMPTS):
-            connection = connect_or_start(model, context)
+            connection = connect_or_start(model)
             try:
-                connection.request("POST", path, body=body, headers=_HEADERS)
-                response = connection.getresponse()
+                reply = send(connection, "POST", path, body, _HEADERS)
             except (OSError, http.client.HTTPException) as error:
                 # No byte of an answer came, so nothing was lost: the host was just leaving, or it crashed.
                 connection.close()
                 failure = EngineFailed(f"the engine closed the connection ({error}; {last_words()}): ask again")
                 continue
-            if response.status == 200:
-                return connection, response
-            failure = error_of(response)
+            if reply.response.status == 200:
+                return reply
+            failure = error_of(reply.response)
             connection.close()
-            if response.status != 409:
+            if reply.response.status != 409:
                 break
             time.sleep(0.05)
         assert failure is not None

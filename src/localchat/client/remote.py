@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.client
 import os
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
 
 from localchat import protocol
-from localchat.client.stream import ChatStream, error_of
-from localchat.errors import EngineFailed, FetchError, NoSuchModel, UsageError
+from localchat.client.stream import ChatStream, Reply, error_of, send
+from localchat.errors import EngineFailed, FetchError, LocalchatError, NoSuchModel, UsageError
 from localchat.safe_text import safe_line
 from localchat.settings import is_offline
 
@@ -51,14 +52,15 @@ class RemoteEngine:
 
     def models(self) -> list[str]:
         """The ids of the models that the server offers. Raises `EngineFailed` where it does not answer as one."""
-        connection, response = self._send("GET", protocol.MODELS_PATH)
+        reply = self._send("GET", protocol.MODELS_PATH)
         try:
-            self._speaks_localchat = (response.getheader("Server") or "").startswith("localchat/")
-            return [card.id for card in msgspec.json.decode(response.read(_BODY_LIMIT), type=protocol.ModelList).data]
+            self._speaks_localchat = (reply.response.getheader("Server") or "").startswith("localchat/")
+            body = reply.response.read(_BODY_LIMIT)
+            return [card.id for card in msgspec.json.decode(body, type=protocol.ModelList).data]
         except (msgspec.DecodeError, OSError, http.client.HTTPException) as error:
             raise EngineFailed(f"{self._name} is not an OpenAI-compatible server: give the URL of one") from error
         finally:
-            connection.close()
+            reply.connection.close()
 
     def chat(self, request: protocol.ChatRequest) -> ChatStream:
         """Begin to stream an answer; an empty `request.model` takes the first one that the server offers.
@@ -66,7 +68,11 @@ class RemoteEngine:
         localchat's extras are sent only to a server that says it is localchat: strict ones refuse unknown fields.
         """
         model = request.model
-        if not model:
+        if model:
+            # Only to learn whose server it is; one without a list of models may still answer.
+            with suppress(LocalchatError):
+                self.models()
+        else:
             offered = self.models()
             if not offered:
                 raise NoSuchModel(f"{self._name} offers no model: name one with -m")
@@ -78,12 +84,10 @@ class RemoteEngine:
             stream_options=protocol.StreamOptions(include_usage=True),
             localchat=request.localchat if self._speaks_localchat else None,
         )
-        connection, response = self._send("POST", protocol.CHAT_PATH, msgspec.json.encode(request))
-        return ChatStream(connection, response, lambda: f"{self._name} closed the connection")
+        reply = self._send("POST", protocol.CHAT_PATH, msgspec.json.encode(request))
+        return ChatStream(reply, lambda: f"{self._name} closed the connection")
 
-    def _send(
-        self, method: str, path: str, body: bytes | None = None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def _send(self, method: str, path: str, body: bytes | None = None) -> Reply:
         """Send one request; the answer is 200 or an error is raised."""
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
@@ -91,18 +95,17 @@ class RemoteEngine:
             connection.connect()
             # Reading a long prompt can take minutes before the first byte; only connecting has a limit.
             connection.sock.settimeout(None)
-            connection.request(method, self._path + path, body=body, headers=self._headers)
-            response = connection.getresponse()
+            reply = send(connection, method, self._path + path, body, self._headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise EngineFailed(
                 f"cannot reach {self._name} ({safe_line(str(error)) or type(error).__name__}): "
                 "see that the server runs and the URL is right"
             ) from error
-        if response.status == 200:
-            return connection, response
-        refusal = error_of(response)
+        if reply.response.status == 200:
+            return reply
+        refusal = error_of(reply.response)
         connection.close()
-        if response.status == 401:
+        if reply.response.status == 401:
             raise EngineFailed(f"{self._name} wants a token: set LOCALCHAT_TOKEN to it")
         raise refusal

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,19 +24,34 @@ _error_decoder = msgspec.json.Decoder(protocol.ErrorResponse)
 _ERROR_BODY_LIMIT = 1 << 16
 
 
+class Reply(NamedTuple):
+    """A server's answer, with the connection that it comes over.
+
+    The socket is kept apart: http.client forgets it where the server means to close, and stopping must still reach it.
+    """
+
+    connection: http.client.HTTPConnection
+    socket: socket.socket
+    response: http.client.HTTPResponse
+
+
+def send(
+    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> Reply:
+    """Send a request over an open connection and wait for the answer's head. Raises `OSError`, `HTTPException`."""
+    sock = connection.sock
+    connection.request(method, path, body=body, headers=headers)
+    return Reply(connection, sock, connection.getresponse())
+
+
 class ChatStream:
     """A streamed answer: iterate over its chunks; `close` (from any thread, at any time) stops the engine's work.
 
     `last_words` says what is known about an engine that died in mid-answer.
     """
 
-    def __init__(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, last_words: Callable[[], str]
-    ) -> None:
-        self._connection = connection
-        # http.client forgets the socket when the server means to close it; stopping must still reach it.
-        self._socket = connection.sock
-        self._response = response
+    def __init__(self, reply: Reply, last_words: Callable[[], str]) -> None:
+        self._reply = reply
         self._last_words = last_words
         self._closed = False
 
@@ -68,7 +84,7 @@ class ChatStream:
     def _lines(self) -> Iterator[bytes]:
         while not self._closed:
             try:
-                line = self._response.readline()
+                line = self._reply.response.readline()
             except (OSError, http.client.HTTPException, ValueError, AttributeError):
                 # The connection broke, or was closed under our feet: __iter__ knows whether that was too early.
                 return
@@ -81,10 +97,9 @@ class ChatStream:
         if self._closed:
             return
         self._closed = True
-        if self._socket:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+        with suppress(OSError):
+            self._reply.socket.shutdown(socket.SHUT_RDWR)
+        self._reply.connection.close()
 
     def __enter__(self) -> ChatStream:
         return self

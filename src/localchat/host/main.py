@@ -22,6 +22,7 @@ from localchat.engine.threads import most_threads
 from localchat.errors import EngineFailed, LocalchatError
 from localchat.locks import FileLock
 from localchat.paths import HOST_LOG_MARK, paths, private_folder
+from localchat.settings import settings
 
 _PREDECESSOR_S = 10.0
 """How long to wait for a host that is just leaving."""
@@ -60,7 +61,7 @@ def run_host(options: HostOptions) -> None:
     try:
         # On this thread, before another one competes with it for the interpreter: loading needs no interpreter.
         llama.api()
-        engine = Engine(most_threads(), options.context)
+        engine = Engine(most_threads(), options.context or settings().context)
         try:
             if options.preload is not None:
                 _preload(engine, options)
