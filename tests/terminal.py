@@ -85,7 +85,7 @@ class Terminal:
 
 
 def screen(output: str) -> str:
-    """What stands on a wide terminal after `output`: carriage returns, line ends and erasing are obeyed, colours not."""
+    """What stands on a wide terminal after `output`: returns, line ends and erasing are obeyed, colours not."""
     lines: list[str] = [""]
     column = 0
     for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", output):

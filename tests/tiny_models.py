@@ -212,6 +212,5 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
             writer.add_bool(name, value)
         elif isinstance(value, int):
             writer.add_uint32(name, value)
-        elif isinstance(value, str):
-            if key != "chat_template":
-                writer.add_string(name, value)
+        elif isinstance(value, str) and key != "chat_template":
+            writer.add_string(name, value)

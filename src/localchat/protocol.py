@@ -9,7 +9,7 @@ Reference: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -35,9 +35,17 @@ TopK = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
 RepeatWindow = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
+T = TypeVar("T")
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
 Stage = Literal["queued", "loading", "reading"]
+
+
+def _always(value: T) -> T:
+    """A default that is sent too, where other defaults are left out: clients of other makers look for it."""
+    field: T = msgspec.field(default_factory=lambda: value)
+    return field
 
 
 class Text(msgspec.Struct, tag_field="type", tag="text", frozen=True):
@@ -50,7 +58,7 @@ class Message(msgspec.Struct, omit_defaults=True, frozen=True):
     """One turn of a conversation. `reasoning_content` is what an assistant thought before it answered."""
 
     role: Role
-    content: str | list[Text] | None = ""
+    content: str | list[Text] | None = _always("")
     reasoning_content: str | None = None
     name: str | None = None
 
@@ -143,15 +151,15 @@ class ChatRequest(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True)
 class PromptDetails(msgspec.Struct, omit_defaults=True, frozen=True):
     """OpenAI's place for the tokens that did not have to be read again."""
 
-    cached_tokens: int = 0
+    cached_tokens: int | None = _always(0)
 
 
 class Usage(msgspec.Struct, frozen=True):
     """Exact token counts of one request. `completion_tokens` includes thinking and the end-of-generation token."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
 
 
@@ -201,8 +209,8 @@ class Delta(msgspec.Struct, omit_defaults=True, frozen=True):
 class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
     """One alternative of a streamed chunk; localchat makes one."""
 
-    index: int = 0
-    delta: Delta = Delta()
+    index: int = _always(0)
+    delta: Delta = _always(Delta())
     finish_reason: str | None = None
 
 
@@ -224,11 +232,11 @@ class ErrorResponse(msgspec.Struct, frozen=True):
 class Chunk(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     """One server-sent event of a streamed answer; `error` ends a stream that had already begun."""
 
-    id: str = ""
-    object: str = "chat.completion.chunk"
-    created: int = 0
-    model: str = ""
-    choices: list[Choice] = []
+    id: str = _always("")
+    object: str = _always("chat.completion.chunk")
+    created: int | float = _always(0)
+    model: str = _always("")
+    choices: list[Choice] = msgspec.field(default_factory=lambda: [])  # noqa: PIE807  (`list` would not be sent)
     usage: Usage | None = None
     localchat: Report | None = None
     error: ErrorBody | None = None
@@ -238,7 +246,7 @@ class CompletionMessage(msgspec.Struct, omit_defaults=True, frozen=True):
     """The whole answer of a request that was not streamed."""
 
     content: str | None
-    role: str = "assistant"
+    role: str = _always("assistant")
     reasoning_content: str | None = None
 
 
@@ -254,7 +262,7 @@ class Completion(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     """The body of an answer that was not streamed."""
 
     id: str
-    object: str = "chat.completion"
+    object: str = _always("chat.completion")
     created: int
     model: str
     choices: list[CompletionChoice]
@@ -266,9 +274,9 @@ class ModelCard(msgspec.Struct, omit_defaults=True, frozen=True):
     """One entry of `GET /v1/models`."""
 
     id: str
-    object: str = "model"
-    created: int = 0
-    owned_by: str = ""
+    object: str = _always("model")
+    created: int = _always(0)
+    owned_by: str = _always("")
 
 
 class ModelList(msgspec.Struct, frozen=True):

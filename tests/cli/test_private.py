@@ -85,9 +85,9 @@ def test_no_internet_socket_is_opened(tmp_path: Path, starter: Path) -> None:
     install(starter, home)
     (home / "settings.toml").write_text("idle = 1\n")
     trace = tmp_path / "trace"
+    tracer = ["strace", "-f", "-qq", "-e", "trace=socket", "-o", str(trace)]
     done = subprocess.run(
-        ["strace", "-f", "-qq", "-e", "trace=socket", "-o", str(trace)]
-        + [sys.executable, "-m", "localchat", "ask", "-m", STARTER, "--max-tokens", "4", "hi"],
+        [*tracer, sys.executable, "-m", "localchat", "ask", "-m", STARTER, "--max-tokens", "4", "hi"],
         env={**os.environ, "LOCALCHAT_HOME": str(home)},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -20,11 +20,12 @@ from localchat.engine.prompt import _MARK, PromptBuilder
 from localchat.engine.templates import TemplateRenderer
 from localchat.errors import UsageError
 from localchat.protocol import Message, Text
-from tests.engine.families import FAMILIES, Family, attacks
+from tests.engine.families import FAMILIES, attacks
 from tests.tiny_models import BYTES, CHATML, SENTENCEPIECE, Vocabulary, vocabulary_of, write_model
 
 CONTROL = 1 | 8  # enum llama_token_attr: unknown, control
 HARMLESS = "hello"
+BINDING = "llama-cpp-python==0.3.36"
 PLACES: dict[str, Callable[[str], list[Message]]] = {
     "user": lambda text: [Message("user", text)],
     "system": lambda text: [Message("system", text), Message("user", "hi")],
@@ -402,8 +403,7 @@ def shipped(starter: Path) -> Path:
     if not (cache / "models").is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", str(cache)]
-            + ["llama-cpp-python==0.3.36"],
+            [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", str(cache), BINDING],
             check=True,
         )
         (archive,) = cache.glob("*.tar.gz")
@@ -464,8 +464,9 @@ def test_no_control_token_comes_from_content_in_any_shipped_vocabulary(shipped: 
                 for text in corpus[:: max(1, len(corpus) // 100)]:
                     check(builder, text, place)
             for text in corpus[::5]:
-                held = text_of(builder, builder.plain_tokens(text)).removeprefix(" ")
-                assert held == text.replace(_MARK, "\ufffd").removeprefix(" "), path.name
+                # SentencePiece knows no difference between a space and its sign for one, and puts one before a text.
+                held = text_of(builder, builder.plain_tokens(text)).replace("▁", " ").removeprefix(" ")
+                assert held == text.replace(_MARK, "\ufffd").replace("▁", " ").removeprefix(" "), path.name
         except AssertionError as error:
             raise AssertionError(path.name) from error
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,13 +26,13 @@ MANY = settings(max_examples=200, deadline=None, print_blob=True)
 
 def chunks(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def run(
     parts: list[bytes], tags: ThinkingTags | None = None, inside: bool = False, stops: tuple[str, ...] = ()
 ) -> Piece:
-    """All pieces of a stream, put together; no piece may be taken back later, so joining them is what a person reads."""
+    """All pieces of a stream, put together: none is ever taken back, so this is what a person reads."""
     text = AnswerText(tags, inside, list(stops))
     whole = Piece()
     for part in parts:
@@ -119,7 +121,7 @@ def test_stop_strings_cut_where_the_definition_says_however_the_text_arrives(
     text: str, stops: list[str], cuts: list[int]
 ) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    parts = [text[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [text[start:end] for start, end in pairwise(edges)]
     assert feed_all(stops, parts) == cut_by_definition(text, stops)
 
 

@@ -100,7 +100,10 @@ def test_system_messages_and_lists_of_parts(client: openai.OpenAI) -> None:
 def test_a_conversation_that_goes_on_is_not_read_again(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Tell me of the red fox. " * 10}]
     first = client.chat.completions.create(model=STARTER, messages=messages, max_tokens=8, temperature=0)
-    messages += [{"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "More."}]
+    messages += [
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "More."},
+    ]
     second = client.chat.completions.create(model=STARTER, messages=messages, max_tokens=4, temperature=0)
     assert second.usage and second.usage.prompt_tokens_details and first.usage
     assert (second.usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens
@@ -151,7 +154,6 @@ def test_n_of_one_and_fields_of_hosted_services_are_fine(client: openai.OpenAI) 
 
 
 def test_leaving_in_mid_answer_frees_the_engine(client: openai.OpenAI, server: Server) -> None:
-
 
     stream = client.chat.completions.create(model=STARTER, messages=QUESTION, stream=True, seed=1)
     next(iter(stream))

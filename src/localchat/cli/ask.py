@@ -251,7 +251,7 @@ class _Answer:
         if self.report.cached_tokens is not None:
             return self.report.cached_tokens
         details = self.usage.prompt_tokens_details if self.usage else None
-        return details.cached_tokens if details else 0
+        return (details and details.cached_tokens) or 0
 
     def as_json(self, text: str) -> bytes:
         """The object that `--json` prints; times in milliseconds, rates in tokens per second."""

@@ -30,12 +30,13 @@ class RemoteEngine:
     is_local = False
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             host, port = parts.hostname, parts.port
+            is_sound = parts.scheme in ("http", "https") and url.isprintable() and " " not in url
         except ValueError:
-            host = port = None
-        if parts.scheme not in ("http", "https") or not host:
+            is_sound, host = False, None
+        if not (is_sound and host and parts.path.isascii()):
             raise UsageError(
                 f"--engine takes the URL of a server, such as http://127.0.0.1:8080, not {safe_line(url)!r}"
             )

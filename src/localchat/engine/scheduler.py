@@ -273,7 +273,7 @@ class Engine:
                 f"the prompt has {len(prompt.tokens)} tokens and the context window holds {cap}: "
                 f"{advice}, or start a new chat"
             )
-        job.begin(prompt, resolve(request.sampling(), settings().options, resident.spec.sampling), cap)
+        job.begin(prompt, resolve(request.sampling(), settings().options, job.spec.sampling), cap)
 
     def _seat(self, job: Job, resident: Resident) -> bool:
         """Give a prepared job a sequence, and the context a size that it fits into."""

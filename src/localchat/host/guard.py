@@ -54,7 +54,7 @@ class Guard:
             return _refusal(401, "this server wants its bearer token: set LOCALCHAT_TOKEN or use the one it printed")
         if (
             scope["method"] == "POST"
-            and headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+            and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
         ):
             return _refusal(415, "send application/json")
         if scope["path"] in _SOCKET_ONLY:

@@ -46,12 +46,14 @@ def serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
 async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     token = os.environ.get("LOCALCHAT_TOKEN") or secrets.token_urlsafe(24)
     socket_path = paths().socket
-    sockets = [_listen_unix(socket_path)]
+    sockets: list[socket.socket] = []
     address, port = str(socket_path), None
     if options.port is not None:
+        # First, because it can be taken, and the other one would leave its file behind.
         sockets.append(_listen_tcp(options.port))
-        port = int(sockets[1].getsockname()[1])
+        port = int(sockets[0].getsockname()[1])
         address += f" and http://127.0.0.1:{port}"
+    sockets.append(_listen_unix(socket_path))
     life = Life(address, options.idle_s, options.on_demand)
     app = Guard(make_app(engine, life), token, port, life.make_way)
     config = uvicorn.Config(
