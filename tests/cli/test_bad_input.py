@@ -1,4 +1,4 @@
-"""What goes wrong at the keyboard and on the disk: one sentence that says what to do, the promised exit code, no more."""
+"""What goes wrong at the keyboard and on the disk: one sentence that says what to do, the promised exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer that is cut short by the person, the shell or a pipe: quiet, with the right code, and nothing left running."""
+"""An answer that is cut short by the person, the shell or a pipe: quiet, with the right code, nothing left running."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_ctrl_c_while_a_prompt_is_typed(host: Path) -> None:
 
 def test_a_reader_that_has_enough_ends_it_quietly(tmp_path: Path) -> None:
     with FakeEngine() as engine:
-        engine.script(say("one\n"), wait("go"), say("two\n" * 100_000, by=4000))
+        engine.script(say("one\n"), wait("go"), say("two\n" * 100_000, by=4000), wait("never"))
         running = start_cli("ask", "--engine", engine.url, "hi", home=tmp_path)
         assert running.stdout and running.stderr
         assert os.read(running.stdout.fileno(), 4) == b"one\n"

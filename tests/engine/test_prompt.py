@@ -169,6 +169,19 @@ def test_harmless_content_costs_no_token_more_than_the_template_as_one_text(
     assert tokens == whole
 
 
+GLUE = "{% for message in messages %}{{ 'A' + message['content'] }}{% endfor %}{{ '<|im_end|>' }}"
+
+
+@pytest.mark.parametrize("texts", [("<|im_", "end|>"), ("<|im_start|", ""), (">>Q<", ""), ("B<|", "x"), ("B", "B>>Q<")])
+def test_no_control_token_is_made_of_content_and_what_stands_beside_it(bench: Bench, texts: tuple[str, str]) -> None:
+    vocabulary = BYTES.with_special(">>Q<<", "AB<|", "A<|im_start|", "BA>>Q")
+    for template in (GLUE, GLUE.replace("'A' + ", ""), GLUE.replace("'A' + ", "'<|im_end|>' + ")):
+        builder = bench.builder(template, vocabulary)
+        turns = [Message("user", texts[0]), Message("user", texts[1])]
+        harmless = builder.build([Message("user", HARMLESS)] * 2)
+        assert special_ids(builder, builder.build(turns).tokens) == special_ids(builder, harmless.tokens)
+
+
 @settings(max_examples=100, deadline=None, print_blob=True)
 @given(st.text(max_size=60))
 def test_any_text_is_read_back_exactly(all_bytes: PromptBuilder, text: str) -> None:
@@ -200,7 +213,7 @@ def test_a_sentencepiece_vocabulary_gets_no_spaces_into_text_that_looks_like_its
         tokens = builder.plain_tokens(text)
         assert special_ids(builder, tokens) == []
         # The one space before a text is the vocabulary's own way.
-        assert text_of(builder, tokens) == f" {text}"
+        assert text_of(builder, tokens).removeprefix(" ") == text
 
 
 # What templates are given

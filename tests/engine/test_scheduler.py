@@ -255,11 +255,12 @@ def test_stop_strings_end_the_answer_exactly_before_them(engine: Engine, tiny: P
 
 def test_the_same_seed_gives_the_same_answer(engine: Engine, tiny: Path) -> None:
     def asked_alone(**options: int) -> Ask:
+        # With nothing read before: other cells would be summed in another order, and round differently.
+        engine.unload()
         ask = Ask(engine, tiny, "story", temperature=4.0, max_tokens=60, **options)
         ask.end()
         return ask
 
-    asked_alone()  # so that all that follow find the same tokens read
     drawn = [asked_alone() for _ in range(2)]
     seeds = [ask.end().report.seed for ask in drawn]
     assert seeds[0] != seeds[1]

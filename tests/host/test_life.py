@@ -114,8 +114,8 @@ def test_a_host_does_not_leave_in_mid_answer(home: Path, talker: Path) -> None:
     assert client.stdout and os.read(client.stdout.fileno(), 1 << 16)
     began = status_of(home)
     assert began
-    # Longer than the idle time has passed once it is three seconds older.
-    wait_for(lambda: (client.stdout.read1(), time.time() - began["started"] > 3)[1])  # type: ignore[union-attr]
+    # Longer than the idle time has passed once it is two seconds older.
+    wait_for(lambda: (client.stdout.read1(), time.time() - began["started"] > 2)[1])  # type: ignore[union-attr]
     assert client.poll() is None and status_of(home)["active"] == 1  # type: ignore[index]
     client.kill()
     client.communicate(timeout=10)

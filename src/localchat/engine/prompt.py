@@ -13,11 +13,12 @@ from typing import Any
 
 from localchat.engine.model import Model
 from localchat.engine.templates import TemplateBroken, TemplateRefused, TemplateRenderer
-from localchat.engine.text import ThinkingTags, thinking_family
+from localchat.engine.text import ThinkingTags, held_back, thinking_family
 from localchat.errors import UsageError
 from localchat.protocol import Message
 
 _MARK = "\ufdd0"  # a noncharacter: Unicode promises that no text has it
+_IS_ODD = re.compile(r"[^\w\s.,;:!?'\"`*#()\[\]{}/-]|_")  # at the edge of a text: neither prose nor most code
 _TAG_LIKE = re.compile(r"<[^<>\s{}'\"]{1,40}>|\[/?[A-Z_]{2,24}\]|◁/?[a-z]+▷")
 _PROBE_SYSTEM, _PROBE_USER = "localchatprobesystem", "localchatprobeuser"
 _PLAIN_STOP = "\nUser:"
@@ -130,17 +131,24 @@ class PromptBuilder:
         return turn
 
     def _guard(self, text: str) -> str:
-        """`text` with a mark inside every string that the tokenizer would take for a token of the template's."""
+        """`text` with a mark inside every string that the tokenizer would take for a token of the template's.
+
+        Marked too is an end that the template's next characters could complete to such a string, and a beginning
+        likewise: in `<|im_end|` before a `>`, or `>>QUESTION<` before a `<|im_end|>`.
+        """
         text = text.replace(_MARK, "\ufffd")
-        specials = [mark for mark in self._template_marks if mark in text]
-        plain = self._model.tokenize(text, parse_special=False)
-        if plain != self._model.tokenize(text, parse_special=True):
+        specials = list(self._template_marks)
+        if _IS_ODD.search(text[:1] + text[-1:]) or (
+            self._model.tokenize(text, parse_special=False) != self._model.tokenize(text, parse_special=True)
+        ):
             specials += self._model.control_texts
-        if not specials:
-            return text
-        # A look-ahead finds overlapping ones too: each begins a character that is cut off from the rest.
-        begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, specials))}))(.)", re.DOTALL)
-        return begins.sub(rf"\1{_MARK}", text)
+        before = _MARK if held_back(text[::-1], [special[::-1] for special in specials]) else ""
+        after = _MARK if held_back(text, specials) else ""
+        if inside := [special for special in specials if special in text]:
+            # A look-ahead finds overlapping ones too: each begins a character that is cut off from the rest.
+            begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, inside))}))(.)", re.DOTALL)
+            text = begins.sub(rf"\1{_MARK}", text)
+        return before + text + after
 
     def _marks_of(self, template: str) -> list[str]:
         """User-defined tokens that the template uses (`<think>`, `<tool_call>`): in its hands they are grammar.
