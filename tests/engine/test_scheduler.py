@@ -20,6 +20,7 @@ import pytest
 from localchat.engine import prefix_cache, resident, scheduler
 from localchat.engine.context import SEQUENCES
 from localchat.engine.job import Event, Finished, Job, ModelSpec
+from localchat.engine.running import Running
 from localchat.engine.scheduler import Engine, Task
 from localchat.engine.text import Piece
 from localchat.errors import ContextExceeded, DamagedFile, DoesNotFit, EngineFailed, Interrupted, LocalchatError
@@ -575,15 +576,16 @@ def test_several_answers_that_do_not_fit_together_still_end_with_the_right_text(
     model = write_model(folder / "tight.gguf", context=512, speaks=LETTERS)
     asks = [Ask(fresh, model, f"{n}" * 40, max_tokens=350) for n in range(5)]
     aside = 0
-    stepping = scheduler.Engine._step_aside
+    stepping = Running.step
 
-    def counted(self: Engine, job: Job) -> None:
+    def counted(self: Running, model: resident.Resident) -> list[Job]:
         nonlocal aside
-        aside += 1
-        stepping(self, job)
+        stepped = stepping(self, model)
+        aside += len(stepped)
+        return stepped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler.Engine, "_step_aside", counted)
+        patch.setattr(Running, "step", counted)
         late = [Ask(fresh, model, f"{n}" * 60, max_tokens=200 if n % 2 else 420) for n in range(5, 9)]
         everybody = [*asks, *late]
         ends = [ask.end() for ask in everybody]

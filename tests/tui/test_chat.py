@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import pytest
-from conftest import Bench
 from fake_engine import MODEL, Die, Refuse, fail, finish, pause, progress, say, think, usage, wait
 from textual import events
 
@@ -14,6 +13,7 @@ from localchat.protocol import Extras, Message, Sampling
 from localchat.tui.widgets.page import Page
 from localchat.tui.widgets.transcript import Transcript
 from localchat.tui.widgets.turns import PromptView, ReplyView
+from tests.tui.conftest import Bench
 
 SIZE = (90, 30)
 

@@ -6,12 +6,12 @@ import threading
 import unicodedata
 
 import pytest
-from conftest import Bench
 from fake_engine import Refuse, progress, say, think, usage, wait
 from rich.segment import Segment
 from textual import events
 
 from localchat.protocol import Choice, Chunk, Delta, Report
+from tests.tui.conftest import Bench
 
 PAYLOADS = [
     "\x1b]52;c;aGVsbG8=\x07",  # writes the clipboard

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import pytest
-from conftest import Bench
 from fake_engine import fail, progress, say, think, usage, wait
 from textual.pilot import Pilot
+
+from tests.tui.conftest import Bench
 
 SIZE = (100, 34)
 QUESTION = "Why is the sky blue?\nA short answer, please."

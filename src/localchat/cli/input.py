@@ -44,7 +44,7 @@ def _read(name: str) -> str:
     try:
         return _text(Path(name).read_bytes(), shown)
     except FileNotFoundError as error:
-        raise UsageError(f"there is no file {shown}: see the name after -f") from error
+        raise UsageError(f"there is no file {shown}: check the name after -f") from error
     except IsADirectoryError as error:
         raise UsageError(f"{shown} is a folder: name the files in it, each with -f") from error
     except OSError as error:

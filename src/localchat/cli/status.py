@@ -28,7 +28,8 @@ def command(as_json: bool) -> None:
 
 def _lines(status: Status) -> list[tuple[str, str]]:
     if status.active or status.queued:
-        stays = f"busy with {status.active} answers, {status.queued} waiting"
+        answers = "one answer" if status.active == 1 else f"{status.active} answers"
+        stays = f"busy with {answers}, {status.queued} waiting"
     elif status.leaves_in_s is not None:
         stays = f"idle for {seconds(status.idle_s)}, leaves memory in {seconds(status.leaves_in_s)}"
     else:

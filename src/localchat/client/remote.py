@@ -53,7 +53,7 @@ class RemoteEngine:
 
     def models(self) -> list[str]:
         """The ids of the models that the server offers. Raises `EngineFailed` where it does not answer as one."""
-        reply = self._send("GET", protocol.MODELS_PATH)
+        reply = self._send("GET", protocol.MODELS_PATH, patience_s=_CONNECT_TIMEOUT_S)
         try:
             self._speaks_localchat = (reply.response.getheader("Server") or "").startswith("localchat/")
             body = reply.response.read(_BODY_LIMIT)
@@ -88,20 +88,20 @@ class RemoteEngine:
         reply = self._send("POST", protocol.CHAT_PATH, msgspec.json.encode(request))
         return ChatStream(reply, lambda: f"{self._name} closed the connection")
 
-    def _send(self, method: str, path: str, body: bytes | None = None) -> Reply:
+    def _send(self, method: str, path: str, body: bytes | None = None, patience_s: float | None = None) -> Reply:
         """Send one request; the answer is 200 or an error is raised."""
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
         try:
             connection.connect()
-            # Reading a long prompt can take minutes before the first byte; only connecting has a limit.
-            connection.sock.settimeout(None)
+            # Reading a long prompt can take minutes before the first byte of an answer.
+            connection.sock.settimeout(patience_s)
             reply = send(connection, method, self._path + path, body, self._headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise EngineFailed(
-                f"cannot reach {self._name} ({safe_line(str(error)) or type(error).__name__}): "
-                "see that the server runs and the URL is right"
+                f"cannot reach {self._name} ({safe_line(reason)}): see that the server runs and the URL is right"
             ) from error
         if reply.response.status == 200:
             return reply

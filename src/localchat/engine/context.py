@@ -58,7 +58,9 @@ class Context:
         logged = llama_log.lines_logged
         self._context = llama.llama_init_from_model(model.handle, params)
         if not self._context:
-            raise EngineFailed(f"llama.cpp cannot make a context window of {n_ctx} tokens: {safe_line(complaints())}")
+            raise EngineFailed(
+                f"llama.cpp cannot make a context window of {n_ctx} tokens: {safe_line(complaints(logged))}"
+            )
         self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.threads = threads
         self.batch_size = int(params.n_batch)
@@ -128,13 +130,14 @@ class Context:
 
     def decode(self) -> None:
         """Compute the batch. Raises `NoRoom`, `Aborted`, or `EngineFailed` where llama.cpp gives up."""
+        logged = llama_log.lines_logged
         result = api().llama_decode(self._context, self._batch)
         if result == _NO_SLOT:
             raise NoRoom
         if result == _ABORTED:
             raise Aborted
         if result != 0:
-            raise EngineFailed(f"llama.cpp failed to compute ({result}): {safe_line(complaints())}")
+            raise EngineFailed(f"llama.cpp failed to compute ({result}): {safe_line(complaints(logged))}")
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all of a sequence from position `length` on; False where the model's memory cannot be cut there."""

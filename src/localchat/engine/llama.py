@@ -23,9 +23,10 @@ from localchat.errors import EngineFailed
 _LOG_LINES_KEPT = 400
 _DEBUG, _WARN, _ERROR, _CONTINUED = 1, 3, 4, 5  # enum ggml_log_level
 
-# What llama.cpp says when a computation was stopped on purpose: no news, and misleading in a log.
-_STOPPED = re.compile(
+# What llama.cpp says when a computation was stopped on purpose, or its cache is full: no news, and misleading in a log.
+_EXPECTED = re.compile(
     r"failed with error 1$|compute status: 1$|removing memory module entries|failed to decode, ret = 2$"
+    r"|failed to find a memory slot"
 )
 
 log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
@@ -85,16 +86,23 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
         return
     log_lines.append(line)
     lines_logged += 1
-    if level in (_WARN, _ERROR) and not _STOPPED.search(line):
+    if level in (_WARN, _ERROR) and not _EXPECTED.search(line):
         print(line, file=sys.stderr, flush=True)
 
 
-def complaints() -> str:
-    """What llama.cpp last complained about, as one line for an error message."""
-    telling = [
-        line.strip() for line in log_lines if re.search(r"error|fail|unknown|unsupported|invalid|cannot", line, re.I)
-    ]
-    return telling[-1] if telling else (log_lines[-1].strip() if log_lines else "it gave no reason")
+def _lines_since(since: int) -> list[str]:
+    """The lines logged after `lines_logged` was `since`, as far as they are kept."""
+    return list(log_lines)[max(0, len(log_lines) - (lines_logged - since)) :]
+
+
+def complaints(since: int) -> str:
+    """What llama.cpp complained about after `lines_logged` was `since`, as one line for an error message.
+
+    The first complaint says what is wrong; those that follow, only what failed because of it.
+    """
+    telling = re.compile(r"error|fail|unknown|unsupported|invalid|cannot", re.IGNORECASE)
+    first = next((line for line in _lines_since(since) if telling.search(line)), "it gave no reason")
+    return re.sub(r"^\w+: (error loading model: )?", "", first.strip())
 
 
 def buffer_bytes(since: int) -> dict[str, int]:
@@ -103,7 +111,7 @@ def buffer_bytes(since: int) -> dict[str, int]:
     The binding offers no call for them; the log is where llama.cpp says what it allocated, on every backend.
     """
     sizes: dict[str, int] = {}
-    for line in list(log_lines)[-max(1, lines_logged - since) :]:
+    for line in _lines_since(since):
         if match := re.search(r"(\w+) buffer size *= *([\d.]+) MiB", line):
             sizes[match[1]] = sizes.get(match[1], 0) + int(float(match[2]) * (1 << 20))
     return sizes

@@ -51,7 +51,9 @@ class Model:
         if not self._model:
             if cancelled:
                 raise Interrupted("loading was stopped")
-            raise DamagedFile(f"llama.cpp cannot load {path.name}: {safe_line(complaints())}")
+            raise DamagedFile(
+                f"llama.cpp cannot load {path.name} ({safe_line(complaints(logged))}): fetch or copy the file again"
+            )
         self.buffers = buffer_bytes(logged)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)

@@ -1,7 +1,6 @@
-"""The one thread that owns llama.cpp: it loads models, lets requests in, and computes all of them in one batch a step.
+"""The one thread that owns llama.cpp: it loads models, lets requests in as there is room, and has them computed.
 
-Each step takes one token of every answer in progress and fills the rest of the batch with prompts that are still being
-read, in small bites while somebody is waiting for the next token. Who does not fit waits in order of arrival.
+Who does not fit waits, in order of arrival; `running` computes those who are in.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from localchat.engine.context import Aborted, NoRoom
 from localchat.engine.job import Event, Job, ModelSpec
 from localchat.engine.resident import Resident
+from localchat.engine.running import Running
 from localchat.engine.sampling import Sampler, resolve
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.threads import ThreadController
@@ -29,12 +28,6 @@ from localchat.settings import settings
 
 _ANSWER_RESERVE = 512
 """Tokens of the window that a prompt should leave for its answer, where the request names no number."""
-
-_BITE_S, _BITE_WHILE_ANSWERING_S = 0.5, 0.12
-"""How long one step may read: until progress is shown again, and until the next token of other answers."""
-
-_FIRST_RATE = 128.0  # tokens per second, before anything was measured
-_MIN_BITE = 16
 
 T = TypeVar("T")
 
@@ -73,13 +66,11 @@ class Engine:
         self._controller = ThreadController(threads)
         self._context = context
         self._queue: deque[Job | Task] = deque()
-        self._active: list[Job] = []
+        self._running = Running(self._controller)
         self._wake = threading.Condition()
         self._closing = False
         self._resident: Resident | None = None
         self._renderer: TemplateRenderer | None = None
-        self._read_rate = 0.0
-        self.answered = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -115,7 +106,7 @@ class Engine:
         """End the thread; requests on their way fail."""
         with self._wake:
             self._closing = True
-            for job in (*self._active, *self._queue):
+            for job in (*self._running.jobs, *self._queue):
                 job.cancelled = True
             self._wake.notify()
         if resident := self._resident:
@@ -124,7 +115,12 @@ class Engine:
 
     def counts(self) -> tuple[int, int]:
         """Requests that are being computed, and requests that wait."""
-        return len(self._active), len(self._queue)
+        return len(self._running.jobs), len(self._queue)
+
+    @property
+    def answered(self) -> int:
+        """Requests that were answered so far."""
+        return self._running.answered
 
     def loaded(self) -> LoadedModel | None:
         """What is in memory now."""
@@ -148,13 +144,13 @@ class Engine:
             self._controller.update()
             while True:
                 with self._wake:
-                    while not (self._queue or self._active or self._closing):
+                    while not (self._queue or self._running.jobs or self._closing):
                         self._wake.wait()
                     if self._closing:
                         break
                 self._admit()
-                if self._active:
-                    self._step_safely()
+                if self._running.jobs:
+                    self._step()
         finally:
             self._closing = True
             self._end_all(EngineFailed("the engine was stopped: ask again"))
@@ -163,9 +159,9 @@ class Engine:
                 self._renderer.close()
 
     def _end_all(self, error: LocalchatError) -> None:
-        for job in (*self._active, *self._queue):
-            job.fail(error)
-        self._active.clear()
+        self._running.fail_all(error)
+        for work in list(self._queue):
+            work.fail(error)
         self._queue.clear()
 
     def _unload(self) -> None:
@@ -212,12 +208,12 @@ class Engine:
     def _let_in(self, work: Job | Task) -> bool:
         """Begin with one piece of work; False where it has to wait for others to end."""
         if work.spec is _NO_MODEL:
-            if self._active:
+            if self._running.jobs:
                 return False
             self._unload()
             return True
         if not self._resident or self._resident.spec.path != work.spec.path:
-            if self._active:
+            if self._running.jobs:
                 return False
             self._load(work)
         resident = self._resident
@@ -225,7 +221,7 @@ class Engine:
         if isinstance(work, Task):
             wanted = work.context or self._context
             if wanted and not resident.holds(wanted):
-                if self._active:
+                if self._running.jobs:
                     return False
                 resident.resize(wanted)
             elif not resident.has_context:
@@ -251,7 +247,7 @@ class Engine:
             return not (work.cancelled or self._closing)
 
         self._resident = Resident(work.spec, self._renderer, self._controller.threads, on_progress)
-        self._read_rate = 0.0
+        self._running.forget_speed()
 
     def _prepare(self, job: Job, resident: Resident) -> None:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
@@ -282,11 +278,10 @@ class Engine:
         explicit = (job.request.localchat or Extras()).context or self._context
         wanted = min(explicit, job.limit) if explicit else resident.grown_context(need, job.limit)
         if not resident.holds(wanted):
-            if self._active:
+            if self._running.jobs:
                 return False
             resident.resize(wanted)
-        used = sum(len(other.tokens) for other in self._active)
-        if self._active and used + need > resident.n_ctx:
+        if self._running.jobs and self._running.tokens() + need > resident.n_ctx:
             return False
         sequence = resident.cache.take(job.tokens)
         if not sequence:
@@ -295,115 +290,15 @@ class Engine:
         if not job.sampler:
             job.sampler = Sampler(resident.model.n_vocab, job.sampling)
             job.sampler.read(job.tokens)
-        self._active.append(job)
+        self._running.jobs.append(job)
         return True
 
-    def _step_safely(self) -> None:
+    def _step(self) -> None:
+        assert self._resident
         try:
-            self._step()
+            # Those who stepped aside were let in before all who wait.
+            self._queue.extendleft(self._running.step(self._resident))
         except Exception as error:  # nobody knows what state the context is in: end what runs, and load anew
             traceback.print_exc(file=sys.stderr)
-            failure = LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again")
-            for job in self._active:
-                job.fail(failure)
-            self._active.clear()
+            self._running.fail_all(LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again"))
             self._unload()
-
-    def _step(self) -> None:
-        """Compute one batch for all active jobs."""
-        resident = self._resident
-        assert resident
-        context = resident.context
-        # Cleared before the flags are read: an abort in between is seen in the flag, a later one in the batch.
-        context.clear_abort()
-        for job in [job for job in self._active if job.cancelled]:
-            self._leave(job)
-            job.abandon()
-        if not self._active:
-            return
-        context.use_threads(self._controller.update())
-        context.begin()
-        fed = self._fill_batch(resident)
-        began = resident.clock()
-        try:
-            context.decode()
-        except NoRoom:
-            self._make_room(resident)
-            return
-        except (Aborted, EngineFailed) as error:
-            for job, _, _ in fed:
-                assert job.sequence
-                resident.cache.cut(job.sequence, len(job.sequence.tokens))
-                if isinstance(error, EngineFailed):
-                    self._leave(job)
-                    job.fail(error)
-            return
-        seconds = resident.clock() - began
-        for job, tokens, _ in fed:
-            assert job.sequence
-            job.sequence.tokens += tokens
-        self._learn_rate(sum(len(tokens) for _, tokens, _ in fed), seconds)
-        for job, _, output in fed:
-            if output is None:
-                job.reading(self._read_rate)
-            else:
-                self._sample(job, output, resident)
-
-    def _fill_batch(self, resident: Resident) -> list[tuple[Job, list[int], int | None]]:
-        """Put everybody's next tokens into the batch: per job its tokens, and the index of its output if it has one."""
-        decoding = [job for job in self._active if job.is_decoding]
-        reading = [job for job in self._active if not job.is_decoding]
-        bite = (self._read_rate or _FIRST_RATE) * (_BITE_WHILE_ANSWERING_S if decoding else _BITE_S)
-        room = min(resident.context.batch_size - len(decoding), max(_MIN_BITE, int(bite)))
-        share = max(1, room // max(1, len(reading)))
-        fed: list[tuple[Job, list[int], int | None]] = []
-        for job in decoding + reading:
-            assert job.sequence
-            start = len(job.sequence.tokens)
-            tokens = job.tokens[start : start + (1 if job.is_decoding else share)]
-            ends = start + len(tokens) == len(job.tokens)
-            index = resident.context.add(tokens, start, job.sequence.id, output=ends)
-            fed.append((job, tokens, index if ends else None))
-        return fed
-
-    def _learn_rate(self, tokens: int, seconds: float) -> None:
-        """Follow the speed of reading; batches of a few tokens say nothing about it."""
-        if tokens >= _MIN_BITE and seconds > 0:
-            rate = tokens / seconds
-            self._read_rate = (self._read_rate + rate) / 2 if self._read_rate else rate
-
-    def _sample(self, job: Job, index: int, resident: Resident) -> None:
-        assert job.sampler
-        token = job.sampler.sample(resident.context.handle, index)
-        is_end = resident.model.is_end(token)
-        reason = job.accept(token, is_end=is_end, piece=b"" if is_end else resident.model.piece(token))
-        if reason:
-            self._leave(job)
-            self.answered += 1
-            job.finish(reason, resident.n_ctx)
-        elif len(job.tokens) >= resident.n_ctx:
-            # The window can grow further: wait until nobody else uses it, and go on in a larger one.
-            self._step_aside(job)
-
-    def _make_room(self, resident: Resident) -> None:
-        """The cache is full: forget old conversations first, then let the latest request step aside for the others."""
-        if resident.cache.evict():
-            return
-        if len(self._active) > 1:
-            self._step_aside(self._active[-1])
-            return
-        job = self._active[0]
-        self._leave(job)
-        self.answered += 1
-        job.finish("length", resident.n_ctx)
-
-    def _step_aside(self, job: Job) -> None:
-        """Back to the head of the queue; what it has generated is kept and what was read stays in the cache."""
-        self._leave(job)
-        self._queue.appendleft(job)
-
-    def _leave(self, job: Job) -> None:
-        assert job.sequence and self._resident
-        self._active.remove(job)
-        self._resident.cache.release(job.sequence)
-        job.sequence = None

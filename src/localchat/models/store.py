@@ -182,6 +182,8 @@ def _as_path(name: str) -> Path | None:
     spelled_out = path.is_absolute() or name.startswith((".", "~"))
     if is_file and (spelled_out or name.lower().endswith(".gguf")):
         return Path(os.path.abspath(path))  # noqa: PTH100  (links stay: the person's name for it is the one to show)
+    if spelled_out and path.is_dir():
+        raise NoSuchModel(f"{safe_line(name)} is a folder: name the .gguf file in it")
     if spelled_out and not is_file:
         raise NoSuchModel(f"there is no file {safe_line(name)}: check its spelling")
     return None
