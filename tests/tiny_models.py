@@ -37,7 +37,9 @@ class Vocabulary:
     fields: tuple[tuple[str, Any], ...] = ()
 
     def with_special(self, *texts: str, user_defined: bool = False) -> Vocabulary:
-        """The same vocabulary with more special tokens at its end."""
+        """The same vocabulary with more special tokens at its end; those that it has stay what they are."""
+        # llama.cpp aborts the process on a token that is there twice.
+        texts = tuple(text for text in texts if text not in self.tokens)
         kind = int(_USER_DEFINED if user_defined else _CONTROL)
         scores = self.scores and (*self.scores, *[0.0] * len(texts))
         types = (*self.types, *[kind] * len(texts))

@@ -470,7 +470,6 @@ def test_no_control_token_comes_from_content_in_any_shipped_vocabulary(shipped: 
             continue  # they embed, they do not chat
         bench = Bench(tmp_path)
         try:
-            print(path.name, flush=True)
             vocabulary = vocabulary_of(path).with_special("<|im_start|>", "<|im_end|>")
             builder = bench.builder(CHATML, vocabulary)
             corpus = attacks(special_texts(builder)[:40])

@@ -143,8 +143,8 @@ GIVEN_UP = {
     "503 for ever": (Fault("status", status=503), "answered 503"),
     "429 for an hour": (Fault("status", status=429, retry_after="3600"), "come back in 3,600 s"),
     "429 until a date": (
-        Fault("status", status=429, retry_after=format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)),
-        "come back in 7,",
+        Fault("status", status=429, retry_after=format_datetime(datetime.now(UTC) + timedelta(hours=3), usegmt=True)),
+        "come back in 10,",
     ),
     "wrong bytes": (Fault("wrong"), "other bytes than expected, twice"),
     "wrong size": (Fault("truncate", at=2_000_000), "bytes where"),

@@ -49,6 +49,7 @@ def main() -> NoReturn:
             code = _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
     except Exception as error:
         code = _complain(_unexpected(error), 1)
+    _give_up_stderr_if_full()
     sys.exit(code)
 
 
@@ -70,6 +71,14 @@ def _give_up_stdout() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
     os.close(nothing)
+
+
+def _give_up_stderr_if_full() -> None:
+    """What cannot be said on stderr changes no exit code; Python would make it 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115  (for the few moments until the exit)
 
 
 def _run(arguments: list[str]) -> int:

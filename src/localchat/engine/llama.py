@@ -53,6 +53,7 @@ def api() -> Any:
             raise ImportError("llama-cpp-python is not installed")
         package = types.ModuleType("llama_cpp")
         package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = spec
         sys.modules.setdefault("llama_cpp", package)
         module = importlib.import_module("llama_cpp.llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
