@@ -108,9 +108,9 @@ def test_safe_json_of_every_payload() -> None:
 # Errors
 
 
-def test_every_error_has_an_exit_code_of_its_own_and_survives_the_protocol() -> None:
+def test_every_error_has_a_documented_exit_code_and_survives_the_protocol() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LocalchatError)]
-    assert sorted(kind.exit_code for kind in kinds) == [1, 2, 3, 4, 5, 6, 7, 8, 130]
+    assert sorted({kind.exit_code for kind in kinds}) == [1, 2, 3, 4, 5, 6, 7, 8, 130]
     assert len({kind.code for kind in kinds}) == len(kinds)
     for kind in kinds:
         back = from_code(kind.code, "a sentence")
@@ -137,7 +137,7 @@ def places(monkeypatch: pytest.MonkeyPatch, **environment: str | None) -> Paths:
 
 def test_a_home_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = places(monkeypatch, LOCALCHAT_HOME=str(tmp_path))
-    for name in ("settings", "own_catalogue", "models", "host_log", "socket", "host_lock", "start_lock", "cache"):
+    for name in ("settings", "own_catalogue", "models", "host_log", "socket", "host_lock", "start_lock"):
         assert getattr(found, name).is_relative_to(tmp_path)
     assert list(tmp_path.iterdir()) == [], "nothing is made by asking"
 
@@ -156,7 +156,6 @@ def test_without_a_home_the_platforms_folders_are_used(tmp_path: Path, monkeypat
         LOCALCHAT_HOME=None,
         XDG_CONFIG_HOME=str(tmp_path / "config"),
         XDG_DATA_HOME=str(tmp_path / "data"),
-        XDG_CACHE_HOME=str(tmp_path / "cache"),
         XDG_STATE_HOME=str(tmp_path / "state"),
         XDG_RUNTIME_DIR=None,
     )
@@ -171,6 +170,24 @@ def test_the_socket_always_fits(monkeypatch: pytest.MonkeyPatch, length: int) ->
     found = places(monkeypatch, LOCALCHAT_HOME="/" + "é" * (length // 2) + "x" * (length % 2), XDG_RUNTIME_DIR=None)
     assert len(os.fsencode(found.socket)) <= 107
     assert found.host_lock.parent == found.start_lock.parent == found.socket.parent
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_one_person_has_one_runtime_folder_with_and_without_a_login(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    run, us = tmp_path / "run", os.getuid()
+    (run / str(us)).mkdir(parents=True)
+    (run / str(us + 1)).mkdir()
+    monkeypatch.setattr("localchat.paths._RUN_USER", str(run))
+    places(monkeypatch, LOCALCHAT_HOME=None)  # what asks for the uid while it is being imported has done so
+    if not ours:
+        monkeypatch.setattr(os, "getuid", lambda: us + 1)
+    found = {
+        places(monkeypatch, LOCALCHAT_HOME=None, XDG_RUNTIME_DIR=variable).runtime
+        for variable in (None, str(run / str(us)), str(tmp_path / "gone"))
+    }
+    assert len(found) == 1 and found.pop().is_relative_to(run) is ours
 
 
 def test_two_deep_homes_have_two_runtime_folders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,21 @@ class EngineFailed(LocalchatError):
     status = 503
 
 
+class EngineLeaving(EngineFailed):
+    """The engine is on its way out and took nothing of the request: ask again, and the next one starts by itself."""
+
+    code = "engine_leaving"
+    status = 409
+
+
+class NeedsVerification(LocalchatError):
+    """The model file's hash is not known to be right yet, and the request asked to be told rather than to wait."""
+
+    exit_code = 8
+    code = "needs_verification"
+    status = 428
+
+
 class DamagedFile(LocalchatError):
     """A model file is not what it should be: wrong hash, cut short, or not a GGUF at all."""
 
@@ -96,6 +111,8 @@ _BY_CODE = {
         DoesNotFit,
         ContextExceeded,
         EngineFailed,
+        EngineLeaving,
+        NeedsVerification,
         DamagedFile,
         Interrupted,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -39,13 +40,20 @@ def _cgroup_quota() -> int:
 def available_memory() -> int:
     """Bytes that can be used without swapping: the system's estimate, or what the cgroup still allows."""
     available = _system_memory()
-    try:
+    with suppress(OSError, ValueError):
         limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        available = min(available, max(0, limit - used))
-    except (OSError, ValueError):
-        pass
+        used = int((_CGROUP / "memory.current").read_text()) - _cached_files()
+        available = min(available, max(0, limit - max(0, used)))
     return available
+
+
+def _cached_files() -> int:
+    """Bytes of files that the cgroup keeps in memory: they count as used there, and give way when needed."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("active_file ", "inactive_file ")))
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _system_memory() -> int:

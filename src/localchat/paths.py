@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ HOST_LOG_MARK = "--- localchat host"
 """Begins the first line that a host writes to its log, so that nobody takes an earlier host's words for its own."""
 
 _SOCKET_NAME = "host.sock"
+_RUN_USER = "/run/user"
 # sun_path is 108 bytes on Linux and 104 on macOS, with a closing NUL.
 _SOCKET_PATH_LIMIT = 107 if sys.platform.startswith("linux") else 103
 
@@ -30,7 +32,6 @@ class Paths:
 
     config: Path
     data: Path
-    cache: Path
     state: Path
     runtime: Path
 
@@ -76,25 +77,28 @@ def paths() -> Paths:
     home = os.environ.get("LOCALCHAT_HOME")
     if home:
         root = Path(home).expanduser().absolute()
-        return Paths(
-            config=root, data=root, cache=root / "cache", state=root, runtime=_runtime_for(root / "run", str(root))
-        )
+        return Paths(config=root, data=root, state=root, runtime=_runtime_for(root / "run", str(root)))
     from platformdirs import PlatformDirs
 
     dirs = PlatformDirs("localchat", appauthor=False)
     return Paths(
         config=dirs.user_config_path,
         data=dirs.user_data_path,
-        cache=dirs.user_cache_path,
         state=dirs.user_state_path,
         runtime=_runtime_for(_login_runtime(), str(dirs.user_data_path)),
     )
 
 
 def _login_runtime() -> Path | None:
-    """The folder that a login session keeps for sockets; there is none over ssh on some systems, or in a container."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    return Path(base) / "localchat" if base and Path(base).is_dir() else None
+    """The folder that a login session keeps for sockets; there is none over ssh on some systems, or in a container.
+
+    The variable alone would give a person two hosts: cron lacks it, and sudo may leave another user's there.
+    """
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), f"{_RUN_USER}/{os.getuid()}"):
+        with suppress(OSError):
+            if base and Path(base).is_dir() and Path(base).stat().st_uid == os.getuid():
+                return Path(base) / "localchat"
+    return None
 
 
 def _runtime_for(wanted: Path | None, identity: str) -> Path:

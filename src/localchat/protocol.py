@@ -93,13 +93,15 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
 
     `context`: the context window wanted, in tokens. `thinking`: switch a model's thinking on or off where its
     template can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it.
-    `progress`: send progress chunks (they have no choices, which foreign clients do not expect).
+    `progress`: send progress chunks (they have no choices, which foreign clients do not expect). `verified_only`:
+    refuse a model file that has to be hashed first (`needs_verification`), so that the client can do that and show it.
     """
 
     overflow: Literal["error", "slide"] = "error"
     thinking: bool | None = None
     context: PositiveCount | None = None
     progress: bool = False
+    verified_only: bool = False
 
 
 class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -187,9 +189,13 @@ class Progress(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
-    """What a response chunk may carry beyond the standard: progress on the way, the rest at the end."""
+    """What a response chunk may carry beyond the standard: progress and tokens on the way, the rest at the end.
+
+    `completion_tokens`: how many were generated so far, up to and with this piece of the answer.
+    """
 
     progress: Progress | None = None
+    completion_tokens: int | None = None
     cached_tokens: int | None = None
     dropped_messages: int = 0
     context: int | None = None

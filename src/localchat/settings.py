@@ -20,10 +20,14 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a person can set once instead of typing it each time; an option on the command line wins."""
+    """What a person can set once instead of typing it each time; an option on the command line wins.
+
+    `idle`, `threads` and `context` are read when the engine starts; everything else counts with the next question.
+    """
 
     model: str | None = None
-    """The model used where none is named: a catalogue name, an installed name, or a path to a GGUF file."""
+    """The model used where none is named: a catalogue name, an installed name, or a path to a GGUF file (a relative one
+    is meant from the folder that this file is in)."""
 
     system: str | None = None
     """The system prompt used where none is given."""

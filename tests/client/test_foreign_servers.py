@@ -350,3 +350,10 @@ def test_closing_from_another_thread_ends_a_silent_stream() -> None:
         assert list(pieces) == [], "it ends without an error: somebody wanted it to"
         assert time.monotonic() - began < 10
         silent.set()
+
+
+def test_a_connection_that_breaks_in_an_error_is_an_engine_failure() -> None:
+    broken = sends(b"HTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\n400\r\nhalf a")
+    request = protocol.ChatRequest(model="m1", messages=[protocol.Message("user", "hi")], stream=True)
+    with serving(broken) as server, pytest.raises(EngineFailed, match="cannot reach"):
+        engine_at(server.url).chat(request)

@@ -88,7 +88,7 @@ def test_the_cache_never_believes_what_the_context_does_not_hold(
             continue
         assert sequence.tokens == prompt[: len(sequence.tokens)]
         assert len(sequence.tokens) < len(prompt)
-        if not is_recurrent and len(busy) < SEQUENCES - 1:
+        if not is_recurrent:
             assert len(sequence.tokens) == min(best, len(prompt) - 1)
         # Whoever is at work keeps what it has.
         assert all(cache._sequences[index].tokens == held for index, held in before.items())
@@ -118,6 +118,44 @@ def test_eviction_takes_the_one_left_the_longest_ago_and_never_a_busy_one() -> N
     assert cache.evict()
     assert not cache.evict()
     assert known(cache) == [[0, 0, 0], [3, 3, 3]]
+
+
+def filled(cells: Cells, prompts: list[list[int]]) -> PrefixCache:
+    """A cache in which each prompt has been read, the first the longest ago."""
+    cache = PrefixCache(cells)  # type: ignore[arg-type]
+    taken = [cache.take(prompt) for prompt in prompts]
+    for n, (sequence, prompt) in enumerate(zip(taken, prompts, strict=True)):
+        assert sequence
+        read(cells, sequence, prompt)
+        cache.release(sequence)
+        sequence.used = float(n)
+    return cache
+
+
+def test_a_prompt_like_nothing_known_takes_the_place_of_what_was_left_the_longest_ago() -> None:
+    cells = Cells()
+    prompts = [[n] * 5 for n in range(SEQUENCES)]
+    cache = filled(cells, prompts)
+    assert cache.take([99, 99])
+    assert known(cache) == prompts[1:]
+
+
+def test_the_only_free_sequence_keeps_the_little_it_shares() -> None:
+    cells = Cells()
+    cache = filled(cells, [[n] * 9 for n in range(SEQUENCES)])
+    for sequence in cache._sequences[1:]:
+        sequence.busy = True
+    again = cache.take([0, 0, 0, 99])
+    assert again
+    assert again.tokens == cells.held[again.id] == [0, 0, 0]
+
+
+def test_of_two_that_hold_the_same_the_free_one_is_taken() -> None:
+    cells = Cells()
+    cache = filled(cells, [[1] * 9, [1] * 9])
+    cache._sequences[0].busy = True
+    taken = cache.take([1] * 9)
+    assert taken is cache._sequences[1]
 
 
 @pytest.mark.parametrize(("first", "expected"), [(0, 8), (4, 8), (5, 0), (8, 0)])

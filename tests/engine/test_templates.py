@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from localchat.engine import templates
 from localchat.engine.template_process import MEMORY_LIMIT_BYTES
 from localchat.engine.templates import RENDER_LIMIT_S, TemplateBroken, TemplateRefused, TemplateRenderer
 from localchat.errors import LocalchatError
@@ -272,11 +277,48 @@ def test_after_a_bomb_in_a_conversation_the_same_template_renders_the_next_one(r
 
 def test_a_renderer_that_was_killed_is_replaced(renderer: TemplateRenderer) -> None:
     assert works(renderer)
+    text = renderer.render([HELLO])
     renderer._process.kill()
     renderer._process.wait()
-    with pytest.raises(TemplateBroken):
-        renderer.render([HELLO])
+    # The same template, and nobody noticed.
+    assert renderer.render([HELLO]) == text
     assert works(renderer)
+
+
+def test_a_renderer_that_dies_before_it_is_ready_is_replaced() -> None:
+    renderer = TemplateRenderer()
+    try:
+        renderer._process.kill()
+        renderer._process.wait()
+        assert works(renderer)
+    finally:
+        renderer.close()
+
+
+def test_a_renderer_that_never_gets_ready_breaks_templates_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = templates._SCRIPT
+    monkeypatch.setattr(templates, "_SCRIPT", script.with_name("not there"))
+    renderer = TemplateRenderer()
+    try:
+        with pytest.raises(TemplateBroken):
+            renderer.use(CHATML, "", "")
+        monkeypatch.setattr(templates, "_SCRIPT", script)
+        assert works(renderer)
+    finally:
+        renderer.close()
+
+
+def test_an_endless_template_ends_with_its_process_when_nobody_waits_for_it() -> None:
+    script = (
+        "import sys; from localchat.engine import template_process as p; p._LAST_RESORT_S = 0.3; "
+        "sys.stdin = iter(sys.argv[1:]); p.main()"
+    )
+    requests = [
+        json.dumps({"template": BOMBS[0], "bos_token": "", "eos_token": ""}),
+        json.dumps({"messages": [HELLO]}),
+    ]
+    done = subprocess.run([sys.executable, "-c", script, *requests], capture_output=True, timeout=SLACK_S * 5)
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_a_long_conversation_is_rendered(renderer: TemplateRenderer) -> None:

@@ -13,7 +13,6 @@ from localchat.engine.text import (
     AnswerText,
     Piece,
     StopStrings,
-    ThinkingSplitter,
     ThinkingTags,
     held_back,
     thinking_family,
@@ -232,16 +231,6 @@ def test_harmony_shows_no_channel_marks() -> None:
 
 def test_without_a_family_everything_is_answer() -> None:
     assert everywhere(b"<think>x</think>y") == Piece("", "<think>x</think>y")
-
-
-def test_is_thinking_follows_the_stream() -> None:
-    splitter = ThinkingSplitter(THINK)
-    states = [splitter.is_thinking]
-    for part in ("<thi", "nk>", "x", "</think>", "y"):
-        splitter.feed(part)
-        states.append(splitter.is_thinking)
-    assert states == [False, False, True, True, False, False]
-    assert ThinkingSplitter(THINK, inside=True).is_thinking
 
 
 @MANY

@@ -240,7 +240,7 @@ def test_a_runtime_folder_of_somebody_else_is_refused(tmp_path: Path, talker: Pa
     (home / "run").mkdir(parents=True)
     os.chown(home / "run", 12345, 12345)
     done = run_cli("ask", *short(talker), home=home)
-    assert done.returncode == 1 and "belongs to another user" in done.stderr
+    assert done.returncode == 7 and "belongs to another user" in done.stderr
 
 
 # Versions
@@ -364,12 +364,12 @@ def test_serve_leaves_the_terminal_as_it_was(home: Path, talker: Path) -> None:
 
 def test_serve_prints_a_random_token_once_and_keeps_a_given_one_quiet(home: Path) -> None:
     said = []
-    for env in ({}, {}, {"LOCALCHAT_TOKEN": "a-token-of-mine"}):
+    for env in ({}, {"LOCALCHAT_TOKEN": ""}, {"LOCALCHAT_TOKEN": "a-token-of-mine"}):
         running = serve(home, "--port", "0", env=env)
         running.terminate()
         said.append(running.communicate(timeout=10)[1].decode())
     tokens = [text.partition("bearer token is ")[2].strip() for text in said]
-    assert len(tokens[0]) >= 24 and tokens[0] != tokens[1] and tokens[2] == ""
+    assert len(tokens[0]) >= 24 and len(tokens[1]) >= 24 and tokens[0] != tokens[1] and tokens[2] == ""
     assert "a-token-of-mine" not in said[2] and "http://127.0.0.1:" in said[2]
     assert not any(token and token in (home / "host.log").read_text() for token in tokens)
 

@@ -12,7 +12,6 @@ import pytest
 
 from localchat import paths as paths_module
 from localchat import settings as settings_module
-from localchat.models import catalogue as catalogue_module
 from localchat.models import records
 from tests.loopback_hub import LoopbackHub, running_hub
 
@@ -24,7 +23,6 @@ def forget() -> None:
     """Make this process read its environment and files anew."""
     paths_module.paths.cache_clear()
     settings_module.settings.cache_clear()
-    catalogue_module.catalogue.cache_clear()
     records._remembered.clear()
 
 

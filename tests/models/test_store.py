@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import localchat
-from localchat.errors import DamagedFile, Interrupted, NoSuchModel
+from localchat.errors import DamagedFile, Interrupted, NeedsVerification, NoSuchModel
 from localchat.models import records, store
 from localchat.protocol import Sampling
 from tests.models.conftest import FILE, REPO, Offer, forget, make_gguf, place
@@ -258,6 +258,18 @@ def test_a_model_in_parts_is_one_model(home: Path, tiny: bytes) -> None:
     (folder / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(DamagedFile, match="missing"):
         store.resolve(model.name)
+
+
+def test_what_would_have_to_be_read_can_be_refused(home: Path, tiny: bytes) -> None:
+    path = put(home / "models" / "a" / "b" / "c.gguf", tiny)
+    for name in ("a/b", "", str(path)):
+        with pytest.raises(NeedsVerification, match="ask again"):
+            store.resolve(name, may_hash=False)
+    checked = store.resolve("a/b")
+    assert store.resolve("a/b", may_hash=False) == store.resolve("", may_hash=False) == checked
+    os.utime(path, (1, 1))
+    with pytest.raises(NeedsVerification):
+        store.resolve("a/b", may_hash=False)
 
 
 def test_checking_can_be_followed_and_stopped(home: Path, bigger: bytes) -> None:

@@ -20,7 +20,8 @@ SIZE = (90, 30)
 
 async def test_a_question_is_asked_and_answered(bench: Bench) -> None:
     bench.engine.script(say("The sky is **blue** because of the air.", by=4))
-    async with bench.app(system="Be kind.", sampling=Sampling(seed=3), context=2048).run_test(size=SIZE) as pilot:
+    options = {"system": "Be kind.", "sampling": Sampling(seed=3), "context": 2048, "stop": ["X"], "thinking": False}
+    async with bench.app(**options).run_test(size=SIZE) as pilot:
         await pilot.press(*"why", "ctrl+j", *"so", "enter")
         await bench.answered(pilot)
         assert "The sky is blue because of the air." in bench.shown
@@ -29,7 +30,8 @@ async def test_a_question_is_asked_and_answered(bench: Bench) -> None:
         assert "context 36 of 4,096" in bench.shown
     request = bench.engine.requests[0]
     assert request.messages == [Message("system", "Be kind."), Message("user", "why\nso")]
-    assert (request.seed, request.localchat) == (3, Extras(progress=True, context=2048))
+    assert (request.seed, request.stop) == (3, ["X"])
+    assert request.localchat == Extras(progress=True, context=2048, thinking=False)
 
 
 async def test_the_next_request_carries_the_conversation(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fake_engine import finish, progress, say, think, usage
 
 from localchat.errors import EngineFailed
-from localchat.protocol import Extras, Message, Sampling, StreamOptions
+from localchat.protocol import Choice, Chunk, Delta, Extras, Message, Report, Sampling, StreamOptions
 from localchat.tui.conversation import Conversation, Reply
 
 
@@ -41,6 +41,17 @@ def test_speed_is_measured_where_the_engine_gives_none() -> None:
     assert reply.tokens_per_second(2.0) == 10.0
 
 
+def test_tokens_are_counted_as_the_engine_counts_them() -> None:
+    reply = Reply(0.0)
+    thought, answer = Delta(reasoning_content="hm hm"), Delta(content="Hello you.")
+    for delta, made, now in ((thought, 3, 1.0), (thought, 8, 2.0), (answer, 14, 3.0)):
+        reply.take(Chunk(choices=[Choice(delta=delta)], localchat=Report(completion_tokens=made)), now)
+    assert (reply.reasoning_tokens, reply.text_tokens) == (8, 6)
+    assert reply.tokens_per_second(3.0) == 5.5
+    reply.stop(3.0)
+    assert reply.completion_tokens() == 14
+
+
 def test_a_reply_that_ended_stays_as_it_ended() -> None:
     reply = Reply(0.0)
     reply.stop(1.0)
@@ -50,7 +61,9 @@ def test_a_reply_that_ended_stays_as_it_ended() -> None:
 
 
 def test_what_is_sent() -> None:
-    conversation = Conversation("m", "Be brief.", Sampling(temperature=0.5), max_tokens=9, context=2048)
+    conversation = Conversation(
+        "m", "Be brief.", Sampling(temperature=0.5), max_tokens=9, context=2048, stop=["X"], thinking=False
+    )
     take(conversation.ask("one", 0.0).reply, think("hm"), say("first"))
     conversation.turns[-1].reply.stop(1.0)
     conversation.ask("never answered", 2.0).reply.fail(EngineFailed("died"), 3.0)
@@ -63,7 +76,8 @@ def test_what_is_sent() -> None:
         Message("user", "two"),
     ]
     assert (request.model, request.temperature, request.max_tokens, request.stream) == ("m", 0.5, 9, True)
-    assert request.localchat == Extras(progress=True, context=2048)
+    assert request.localchat == Extras(progress=True, context=2048, thinking=False)
+    assert request.stop == ["X"]
     assert request.stream_options == StreamOptions(include_usage=True)
 
 
@@ -80,6 +94,6 @@ def test_another_attempt_keeps_the_ones_before() -> None:
 
 
 def test_a_new_conversation_keeps_the_settings_only() -> None:
-    conversation = Conversation("m", "s", Sampling(top_k=3), 5, 6)
+    conversation = Conversation("m", "s", Sampling(top_k=3), 5, 6, ["X"], True)
     conversation.ask("q", 0.0)
-    assert conversation.empty_copy() == Conversation("m", "s", Sampling(top_k=3), 5, 6)
+    assert conversation.empty_copy() == Conversation("m", "s", Sampling(top_k=3), 5, 6, ["X"], True)

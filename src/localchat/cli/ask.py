@@ -17,13 +17,12 @@ from localchat.cli.options import (
     MODEL_OPTION,
     SET_OPTION,
     SYSTEM_OPTION,
-    ModelOptions,
-    model_name,
-    parse_options,
+    Wishes,
+    wishes,
 )
 from localchat.cli.progress import ProgressLine, describe, write_aside
 from localchat.client import engine_at
-from localchat.errors import LocalchatError, NoSuchModel, UsageError
+from localchat.errors import LocalchatError, NeedsVerification, NoSuchModel, UsageError
 from localchat.safe_text import safe_json, safe_text
 from localchat.settings import settings
 
@@ -70,15 +69,15 @@ def command(
     """
     named = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     pairs = options + tuple((key, value) for key, value in named.items() if value is not None)
-    sampling, other = parse_options(pairs)
+    wanted = wishes(model, system, pairs)
     if implicit and not prompt and not files and sys.stdin.isatty():
         from localchat.cli.chat import open_chat
 
-        return open_chat(model, system, sampling, other, engine)
+        return open_chat(wanted, engine)
     text = compose(" ".join(prompt), files)
     if not text.strip():
         raise UsageError('there is no prompt: type `localchat ask "a question"`, or pipe text in')
-    request = make_request(text, model_name(model), system, sampling, other)
+    request = make_request(text, wanted)
     printer = _Printer(show_thinking or settings().show_thinking, extract, as_json)
     with ProgressLine() as progress:
         answer = _Answer(printer, progress)
@@ -92,35 +91,36 @@ def command(
     return printer.exit_code
 
 
-def make_request(
-    text: str, model: str, system: str | None, sampling: protocol.Sampling, other: ModelOptions
-) -> protocol.ChatRequest:
-    """The request for one question, with the person's settings where the command line says nothing."""
-    system = system if system is not None else settings().system
-    messages = [protocol.Message("system", system)] if system else []
+def make_request(text: str, wanted: Wishes) -> protocol.ChatRequest:
+    """The request for one question."""
+    other = wanted.other
+    messages = [protocol.Message("system", wanted.system)] if wanted.system else []
     return protocol.ChatRequest(
         messages=[*messages, protocol.Message("user", text)],
-        model=model,
+        model=wanted.model,
         stream=True,
         max_tokens=other.max_tokens,
         stop=other.stop or None,
         localchat=protocol.Extras(thinking=other.thinking, context=other.context, progress=True),
-        **{name: getattr(sampling, name) for name in protocol.Sampling.__struct_fields__},
+        **msgspec.structs.asdict(wanted.sampling),
     )
 
 
 def open_stream(
     engine: LocalEngine | RemoteEngine, request: protocol.ChatRequest, progress: ProgressLine
 ) -> ChatStream:
-    """Begin to stream; where this machine has no model yet, the starter is fetched first."""
-    try:
+    """Begin to stream; where this machine has no model yet, or has not verified it, that is done first."""
+    if not engine.is_local:
         return engine.chat(request)
-    except NoSuchModel:
-        if not engine.is_local:
-            raise
-        from localchat.cli.fetching import fetch_missing
+    extras = request.localchat or protocol.Extras()
+    try:
+        return engine.chat(
+            msgspec.structs.replace(request, localchat=msgspec.structs.replace(extras, verified_only=True))
+        )
+    except (NoSuchModel, NeedsVerification):
+        from localchat.cli.fetching import make_ready
 
-        fetch_missing(request.model, progress)
+        make_ready(request.model, progress)
         return engine.chat(request)
 
 

@@ -12,13 +12,11 @@ from localchat.cli.options import (
     MODEL_OPTION,
     SET_OPTION,
     SYSTEM_OPTION,
-    ModelOptions,
-    model_name,
-    parse_options,
+    Wishes,
+    wishes,
 )
 from localchat.client import engine_at
 from localchat.errors import UsageError
-from localchat.protocol import Sampling
 from localchat.settings import settings
 
 
@@ -29,32 +27,32 @@ from localchat.settings import settings
 @ENGINE_OPTION
 def command(model: str, system: str | None, options: tuple[tuple[str, str], ...], engine: str | None) -> int:
     """Open the terminal chat."""
-    sampling, other = parse_options(options)
-    return open_chat(model, system, sampling, other, engine)
+    return open_chat(wishes(model, system, options), engine)
 
 
-def open_chat(model: str, system: str | None, sampling: Sampling, other: ModelOptions, engine_url: str | None) -> int:
+def open_chat(wanted: Wishes, engine_url: str | None) -> int:
     """Run the chat until the person leaves it."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("the chat needs a terminal: use `localchat ask` in scripts and pipes")
     from localchat.tui.app import run
 
     engine = engine_at(engine_url or settings().engine)
-    name = model_name(model)
 
     def prepare(on_progress: Callable[[str], None]) -> None:
         from localchat.cli.fetching import describe_fetch
         from localchat.models.fetch import ensure
 
-        ensure(name or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state)))
+        ensure(wanted.model or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state)))
 
     run(
         engine,
-        model=name,
-        system=system if system is not None else settings().system,
-        sampling=sampling,
-        max_tokens=other.max_tokens,
-        context=other.context,
+        model=wanted.model,
+        system=wanted.system,
+        sampling=wanted.sampling,
+        max_tokens=wanted.other.max_tokens,
+        context=wanted.other.context,
+        stop=wanted.other.stop,
+        thinking=wanted.other.thinking,
         prepare=prepare if engine.is_local else None,
     )
     return 0

@@ -1,19 +1,19 @@
-"""Fetching a model because a command needs one: the same words and figures wherever that happens."""
+"""Fetching or verifying a model because a command needs it: the same words and figures wherever that happens."""
 
 from __future__ import annotations
 
 from localchat.cli.progress import ProgressLine, seconds, size
-from localchat.models.fetch import ensure
+from localchat.models.fetch import THIS_MACHINE, ensure
 from localchat.models.progress import FetchProgress
 
 
-def fetch_missing(name: str, progress: ProgressLine) -> None:
-    """Fetch what `name` ("": the starter) means, with progress on stderr. Raises what `ensure` raises."""
+def make_ready(name: str, progress: ProgressLine) -> None:
+    """Have what `name` ("": the starter) means here and verified, with progress on stderr. Raises as `ensure` does."""
     begun = bool(name)
 
     def on_progress(state: FetchProgress) -> None:
         nonlocal begun
-        if not begun:
+        if not begun and state.source != THIS_MACHINE:
             progress.note("no model is here yet: fetching the starter, once")
             begun = True
         if state.notice:
@@ -26,9 +26,10 @@ def fetch_missing(name: str, progress: ProgressLine) -> None:
 
 
 def describe_fetch(state: FetchProgress) -> str:
-    """A fetch in a few words: how much of how much, how fast, how long still."""
+    """A fetch, or the check of a file, in a few words: how much of how much, how fast, how long still."""
     share = f"{state.done / state.total:.0%}, " if state.total else ""
     total = f" of {size(state.total)}" if state.total else ""
     speed = f", {size(state.bytes_per_second)}/s" if state.bytes_per_second else ""
     left = f", {seconds(state.eta)} left" if state.eta is not None else ""
-    return f"fetching from {state.source}: {share}{size(state.done)}{total}{speed}{left}"
+    doing = "verifying the model file" if state.source == THIS_MACHINE else f"fetching from {state.source}"
+    return f"{doing}: {share}{size(state.done)}{total}{speed}{left}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import click
 import msgspec
 
 from localchat.errors import UsageError
+from localchat.paths import paths
 from localchat.protocol import PositiveCount, Sampling
 from localchat.safe_text import safe_line
-from localchat.settings import plainly
+from localchat.settings import plainly, settings
 
 
 class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -21,6 +23,19 @@ class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: PositiveCount | None = None
     stop: list[str] = []
     thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person wants of every answer: what the command line says, and their settings where it says nothing.
+
+    `model` is a name, an absolute path, or "": whatever the engine has.
+    """
+
+    model: str
+    system: str | None
+    sampling: Sampling
+    other: ModelOptions
 
 
 MODEL_OPTION = click.option(
@@ -68,6 +83,19 @@ def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOp
     return msgspec.convert(sampling, Sampling, strict=False), msgspec.convert(other, ModelOptions, strict=False)
 
 
+def wishes(model: str, system: str | None, pairs: tuple[tuple[str, str], ...]) -> Wishes:
+    """The command line's model, system prompt and `-o` pairs, over the person's settings. Raises `UsageError`."""
+    own = settings()
+    sampling, other = parse_options(pairs)
+    typed = {key: value for key, value in msgspec.structs.asdict(sampling).items() if value is not None}
+    return Wishes(
+        model_name(model) if model else model_name(own.model or "", paths().config),
+        own.system if system is None else system,
+        msgspec.structs.replace(own.options, **typed),
+        msgspec.structs.replace(other, context=other.context or own.context),
+    )
+
+
 def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:
     try:
         msgspec.convert({key: value}, kind, strict=False)
@@ -77,10 +105,13 @@ def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:
         raise UsageError(f"-o {key}: {problem}, not {safe_line(value)!r}") from error
 
 
-def model_name(name: str) -> str:
-    """A model name as the host can use it: a path is made absolute, since the host runs in a folder of its own."""
+def model_name(name: str, folder: Path | None = None) -> str:
+    """A model name as the host can use it: a path is made absolute, since the host runs in a folder of its own.
+
+    A relative path is meant from `folder`, or from where the person is.
+    """
     if not name.lower().endswith(".gguf") and not name.startswith((".", "~", "/")):
         return name
-    path = Path(name).expanduser().absolute()
+    path = ((folder or Path()) / Path(name).expanduser()).absolute()
     # What is no file here may still be a name: `owner/repo/file.gguf` in the store.
     return str(path) if path.is_file() or name.startswith((".", "~", "/")) else name

@@ -34,7 +34,7 @@ def command(
 
     def on_ready(address: str, token: str | None) -> None:
         said = [f"localchat: listening at {address}; Ctrl+C ends it"]
-        if token and "LOCALCHAT_TOKEN" not in os.environ:
+        if token and not os.environ.get("LOCALCHAT_TOKEN"):
             said.append(f"localchat: the bearer token is {token}")
         with suppress(OSError):
             os.write(terminal, ("\n".join(said) + "\n").encode())

@@ -9,6 +9,8 @@ import http.client
 import json
 import os
 import socket
+import stat
+import struct
 import sys
 import time
 from pathlib import Path
@@ -27,25 +29,52 @@ _TELLING = ("error", "assert", "abort", "fail", "illegal", "segmentation")
 
 
 class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """HTTP over a Unix socket, to a process of this user and to nobody else. `peer` is its pid (0: not known)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience_s: float | None = None) -> None:
         super().__init__("localhost")
         self._path = path
+        self._patience_s = patience_s
+        self.peer = 0
 
     def connect(self) -> None:
-        """Connect; raises `OSError` where nobody listens."""
+        """Connect. Raises `OSError` where nobody listens, `EngineFailed` where somebody else may be listening."""
+        _check_folder(self._path.parent)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            self.sock.settimeout(self._patience_s)
             self.sock.connect(str(self._path))
-        except OSError:
+            if hasattr(socket, "SO_PEERCRED"):
+                credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+                self.peer, uid, _ = struct.unpack("3i", credentials)
+                if uid != os.getuid():
+                    raise EngineFailed(_not_ours(self._path))
+        except BaseException:
             self.sock.close()
             raise
 
 
-def connect_if_running() -> UnixConnection | None:
-    """A connection to the running host, or None where none answers (no socket, or one that a crash left behind)."""
-    connection = UnixConnection(paths().socket)
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that another user made, or (where sockets do not name their owner) could have written to."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return  # then there is no socket in it either
+    lax = 0 if hasattr(socket, "SO_PEERCRED") else 0o077
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode) or status.st_mode & lax:
+        raise EngineFailed(_not_ours(folder))
+
+
+def _not_ours(path: Path) -> str:
+    return f"{path} belongs to another user, who could read along: remove it, or set LOCALCHAT_HOME to a short path"
+
+
+def connect_if_running(patience_s: float | None = None) -> UnixConnection | None:
+    """A connection to the running host, or None where none answers (no socket, or one that a crash left behind).
+
+    `patience_s` is how long each answer may take. Raises `EngineFailed` where the socket is somebody else's.
+    """
+    connection = UnixConnection(paths().socket, patience_s)
     try:
         connection.connect()
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
@@ -89,7 +118,7 @@ def _start_host(model: str) -> None:
     """Start a detached host and wait until it listens, or says why it cannot.
 
     It answers through a pipe: "ok" once it listens, else an error's code and message. A host that finds another one
-    alive (it may be leaving) waits for it, so an empty answer means that it died.
+    alive waits until that is gone or listens (which is "ok" too), so an empty answer means that it died.
     """
     import subprocess
 

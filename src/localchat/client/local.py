@@ -19,6 +19,7 @@ _HEADERS = {"Content-Type": "application/json", protocol.VERSION_HEADER: __versi
 # A host that makes room for another version, or leaves because it was idle, needs a moment.
 _ATTEMPTS = 3
 _STOP_TIMEOUT_S = 10.0
+_STATUS_TIMEOUT_S = 5.0
 _Answer = TypeVar("_Answer")
 
 
@@ -46,7 +47,7 @@ class LocalEngine:
 
     def status(self) -> protocol.Status | None:
         """What the host holds and does, or None where none runs."""
-        connection = connect_if_running()
+        connection = connect_if_running(_STATUS_TIMEOUT_S)
         if not connection:
             return None
         try:
@@ -56,7 +57,7 @@ class LocalEngine:
                 raise error_of(response)
             return msgspec.json.decode(response.read(), type=protocol.Status)
         except (OSError, http.client.HTTPException) as error:
-            raise EngineFailed(f"the engine does not answer ({error}): see `localchat stop`") from error
+            raise EngineFailed(f"the engine does not answer ({error}): end it with `localchat stop`") from error
         except msgspec.DecodeError as error:
             raise EngineFailed("the engine is of another version: run `localchat stop`, it starts by itself") from error
         finally:
@@ -64,7 +65,7 @@ class LocalEngine:
 
     def stop(self) -> bool:
         """End the host at once, and wait until it is gone; False where none ran."""
-        connection = connect_if_running()
+        connection = connect_if_running(_STATUS_TIMEOUT_S)
         if not connection:
             return False
         try:
@@ -72,7 +73,7 @@ class LocalEngine:
             connection.request("POST", protocol.STOP_PATH, body=b"{}", headers={"Content-Type": "application/json"})
             connection.getresponse().read()
         except (OSError, http.client.HTTPException):
-            pass  # it may be gone before it has answered
+            pass  # it may be gone before it has answered, or hang: the lock tells
         finally:
             connection.close()
         deadline = time.monotonic() + _STOP_TIMEOUT_S
@@ -80,7 +81,9 @@ class LocalEngine:
         lock = FileLock(paths().host_lock)
         while not lock.acquire(blocking=False):
             if time.monotonic() > deadline:
-                raise EngineFailed("the engine does not stop: end the process that `localchat status` names")
+                raise EngineFailed(
+                    f"the engine does not stop: end its process with `kill -9 {connection.peer or 'PID'}`"
+                )
             time.sleep(0.02)
         lock.release()
         return True
@@ -101,14 +104,14 @@ class LocalEngine:
             connection = connect_or_start(model)
             try:
                 reply = send(connection, "POST", path, body, _HEADERS)
+                if reply.response.status == 200:
+                    return reply
+                failure = error_of(reply.response)
             except (OSError, http.client.HTTPException) as error:
                 # No byte of an answer came, so nothing was lost: the host was just leaving, or it crashed.
                 connection.close()
                 failure = EngineFailed(f"the engine closed the connection ({error}; {last_words()}): ask again")
                 continue
-            if reply.response.status == 200:
-                return reply
-            failure = error_of(reply.response)
             connection.close()
             if reply.response.status != 409:
                 break

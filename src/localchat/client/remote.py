@@ -97,15 +97,15 @@ class RemoteEngine:
             # Reading a long prompt can take minutes before the first byte of an answer.
             connection.sock.settimeout(patience_s)
             reply = send(connection, method, self._path + path, body, self._headers)
+            if reply.response.status == 200:
+                return reply
+            refusal = error_of(reply.response)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise EngineFailed(
                 f"cannot reach {self._name} ({safe_line(reason)}): see that the server runs and the URL is right"
             ) from error
-        if reply.response.status == 200:
-            return reply
-        refusal = error_of(reply.response)
         connection.close()
         if reply.response.status == 401:
             raise EngineFailed(f"{self._name} wants a token: set LOCALCHAT_TOKEN to it")

@@ -19,7 +19,9 @@ SEQUENCES = 8
 
 _NO_SLOT, _ABORTED = 1, 2
 _GIB = 1 << 30
-_SAFETY_BYTES = 128 << 20  # compute buffers, and what other programs grow by in the meantime
+
+SAFETY_BYTES = 128 << 20
+"""Room for compute buffers, and for what other programs grow by in the meantime."""
 
 
 class NoRoom(Exception):
@@ -38,7 +40,7 @@ class Context:
 
     def __init__(self, model: Model, n_ctx: int, threads: int) -> None:
         llama = api()
-        need, room = model.kv_bytes_estimate(n_ctx) + _SAFETY_BYTES, available_memory()
+        need, room = model.kv_bytes_estimate(n_ctx) + SAFETY_BYTES, available_memory()
         if need > room:
             raise DoesNotFit(
                 f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "
@@ -155,15 +157,16 @@ class Context:
         """The earliest position still held: above 0 only where a sliding window has dropped older ones."""
         return int(api().llama_memory_seq_pos_min(self._memory, sequence))
 
-    def save(self, sequence: int) -> bytes:
-        """The state of one sequence, for a context of the same model."""
-        llama = api()
-        size = llama.llama_state_seq_get_size(self._context, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        written = llama.llama_state_seq_get_data(self._context, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:written])
+    def state_bytes(self, sequence: int) -> int:
+        """How much memory `save` takes."""
+        return int(api().llama_state_seq_get_size(self._context, sequence))
 
-    def restore(self, sequence: int, state: bytes) -> bool:
+    def save(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
+        """The state of one sequence, for a context of the same model."""
+        buffer = (ctypes.c_uint8 * self.state_bytes(sequence))()
+        api().llama_state_seq_get_data(self._context, buffer, len(buffer), sequence)
+        return buffer
+
+    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
         """Bring back what `save` returned in this same process (llama.cpp aborts on a state that was cut short)."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        return bool(api().llama_state_seq_set_data(self._context, buffer, len(state), sequence))
+        return bool(api().llama_state_seq_set_data(self._context, state, len(state), sequence))

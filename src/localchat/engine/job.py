@@ -31,11 +31,19 @@ _PROGRESS_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which file to load, what people call it, and how its makers would sample from it."""
+    """Which file to load, what people call it, and how its makers would sample from it.
+
+    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced.
+    """
 
     name: str
     path: Path
     sampling: Sampling = field(default_factory=Sampling)
+    version: tuple[int, int, int] = (0, 0, 0)
+
+    def is_same_file(self, other: ModelSpec) -> bool:
+        """Whether both mean the same weights."""
+        return (self.path, self.version) == (other.path, other.version)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Job:
         self.prompt: Prompt | None = None
         self.tokens: list[int] = []
         self.limit = 0
+        self.shared = 0
         self.sequence: Sequence | None = None
         self.sampler: Sampler | None = None
         self.sampling = Sampling()
@@ -85,9 +94,10 @@ class Job:
         self.limit = limit
         self.text = AnswerText(prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops)
 
-    def seat(self, sequence: Sequence) -> None:
-        """Take a sequence; its tokens are a prefix of this job's."""
+    def seat(self, sequence: Sequence, shared: int) -> None:
+        """Take a sequence; its tokens are a prefix of this job's, and `shared` of them are those of other jobs too."""
         self.sequence = sequence
+        self.shared = shared
         if self._cached is None:
             self._cached = len(sequence.tokens)
             self._started = time.monotonic()
@@ -119,6 +129,7 @@ class Job:
             return "stop"
         self.tokens.append(token)
         if text := self.text.feed(piece):
+            text.tokens = self._generated
             self._tell(text)
         if self.text.stopped:
             return "stop"
@@ -157,17 +168,18 @@ class Job:
         self._close()
         self._tell(error)
 
-    def finish(self, reason: FinishReason, context: int) -> None:
-        """End with the rest of the text and the figures; `context` is the size of the window."""
+    def finish(self, reason: FinishReason) -> None:
+        """End with the rest of the text and the figures."""
         self._close()
         assert self.prompt
         if rest := self.text.finish():
+            rest.tokens = self._generated
             self._tell(rest)
         cached = self._cached or 0
         report = Report(
             cached_tokens=cached,
             dropped_messages=self.prompt.dropped_messages,
-            context=context,
+            context=self.limit,
             seed=self.sampling.seed,
             timings=self._timings(cached),
             warnings=self.prompt.warnings,

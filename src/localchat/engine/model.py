@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from localchat.engine import llama as llama_log
-from localchat.engine.llama import api, buffer_bytes, complaints
+from localchat.engine.llama import api, complaints
 from localchat.errors import DamagedFile, DoesNotFit, Interrupted
 from localchat.hardware import available_memory
 from localchat.safe_text import safe_line
@@ -18,6 +19,11 @@ from localchat.safe_text import safe_line
 _ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED = 1, 8, 16  # enum llama_token_attr
 _METADATA_LIMIT = 1 << 22
 _GIB = 1 << 30
+
+# Of how many layers one sees the whole window, where the others slide or are recurrent. Not every file says so; for
+# those that do not, the most favourable of today's models is assumed, so that nothing is refused that would fit.
+_FULL_LAYER_EVERY = {"gemma2": 2, "gpt-oss": 2, "cohere2": 4}
+_FULL_LAYER_EVERY_AT_MOST = 6
 
 
 class Model:
@@ -54,7 +60,6 @@ class Model:
             raise DamagedFile(
                 f"llama.cpp cannot load {path.name} ({safe_line(complaints(logged))}): fetch or copy the file again"
             )
-        self.buffers = buffer_bytes(logged)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
@@ -99,19 +104,24 @@ class Model:
         return raw.decode(errors="replace") if raw else None
 
     def kv_bytes_estimate(self, n_ctx: int) -> int:
-        """Bytes of a 16-bit KV cache of `n_ctx` tokens over all layers; sliding windows may need less."""
+        """Bytes of a 16-bit KV cache of `n_ctx` tokens; where not all layers see the whole window, at least so many."""
 
         def number(key: str, default: int) -> int:
-            # Some architectures have one value per layer, printed as an array: the largest is safe.
-            values = [int(value) for value in re.findall(r"\d+", self.metadata(f"{self.architecture}.{key}") or "")]
-            return max(values, default=default)
+            value = self.metadata(f"{self.architecture}.{key}") or ""
+            return int(value) if value.isdecimal() else default
 
         llama = api()
         heads = llama.llama_model_n_head(self._model)
         heads_kv = number("attention.head_count_kv", llama.llama_model_n_head_kv(self._model))
         head_size = llama.llama_model_n_embd(self._model) // heads if heads else 0
         per_token = heads_kv * (number("attention.key_length", head_size) + number("attention.value_length", head_size))
-        return n_ctx * self.n_layer * per_token * 2
+        full = self.n_layer
+        if self.n_swa or self.is_recurrent:
+            every = _FULL_LAYER_EVERY.get(self.architecture, _FULL_LAYER_EVERY_AT_MOST)
+            every = number("attention.sliding_window_pattern", number("full_attention_interval", every))
+            full //= max(1, every)
+        windowed = self.n_layer - full if self.n_swa else 0
+        return (full * n_ctx + windowed * min(n_ctx, self.n_swa)) * per_token * 2
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of `text`. Without `parse_special` no control token can come out of it."""
@@ -159,15 +169,17 @@ class Model:
             return None
         return tokens[0]
 
+    def is_control(self, token: int) -> bool:
+        """Whether `token` is one that no text should become: a control token, or the unknown one."""
+        return bool(self._attribute(token) & (_ATTR_CONTROL | _ATTR_UNKNOWN))
+
     def _attribute(self, token: int) -> int:
         return int(api().llama_vocab_get_attr(self._vocab, token))
 
     @cached_property
     def control_texts(self) -> list[str]:
         """The texts of all control tokens: a quarter of a second in a large vocabulary, so asked only when needed."""
-        attribute, vocab = api().llama_vocab_get_attr, self._vocab
-        control = _ATTR_CONTROL | _ATTR_UNKNOWN
-        texts = [self.token_text(token) for token in range(self.n_vocab) if attribute(vocab, token) & control]
+        texts = [self.token_text(token) for token in range(self.n_vocab) if self.is_control(token)]
         return sorted({text for text in texts if len(text) > 1}, key=len, reverse=True)
 
 
@@ -175,7 +187,7 @@ def _size_with_shards(path: Path) -> int:
     """Bytes of a model file, with its siblings where it is the first of several (`-00001-of-00003.gguf`)."""
     try:
         match = re.fullmatch(r"(.+-)\d{5}(-of-\d{5}\.gguf)", path.name)
-        parts = path.parent.glob(f"{match[1]}?????{match[2]}") if match else [path]
+        parts = path.parent.glob(f"{glob.escape(match[1])}?????{match[2]}") if match else [path]
         return sum(part.stat().st_size for part in parts)
     except OSError as error:
         raise DamagedFile(f"cannot read {path} ({error.strerror}): see that the file is there and readable") from error

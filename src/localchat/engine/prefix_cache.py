@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from dataclasses import dataclass, field
 
@@ -34,18 +35,18 @@ class PrefixCache:
         """A sequence that holds a prefix of `tokens` (as long as possible, always short of the last token).
 
         None where every sequence is busy. A conversation that shares only its beginning with the prompt is not cut
-        back but copied from, so that both stay known; cells are shared, a copy costs nothing.
+        back but copied from, as long as there is a sequence for that; cells are shared, a copy costs nothing.
         """
         free = [sequence for sequence in self._sequences if not sequence.busy]
         if not free:
             return None
-        best = max(self._sequences, key=lambda sequence: self._reusable(sequence, tokens))
+        best = max(self._sequences, key=lambda sequence: (self._reusable(sequence, tokens), not sequence.busy))
         length = self._reusable(best, tokens)
-        if best.busy or length * 2 < len(best.tokens):
-            others = [sequence for sequence in free if sequence is not best] or free
+        others = [sequence for sequence in free if sequence is not best or not length]
+        if others and (best.busy or not length or length * 2 < len(best.tokens)):
             target = min(others, key=lambda sequence: (bool(sequence.tokens), sequence.used))
             self._forget(target)
-            if length and target is not best:
+            if length:
                 self._context.share(best.id, target.id, length)
                 target.tokens = best.tokens[:length]
             best = target
@@ -75,12 +76,16 @@ class PrefixCache:
         self._forget(min(idle, key=lambda sequence: sequence.used))
         return True
 
-    def latest(self) -> Sequence | None:
-        """The idle sequence that was used last, if it holds anything."""
-        idle = [sequence for sequence in self._sequences if not sequence.busy and sequence.tokens]
-        return max(idle, key=lambda sequence: sequence.used, default=None)
+    def shared(self, tokens: list[int]) -> int:
+        """How many tokens of a prompt lie in cells that running requests hold anyway."""
+        return max((self._reusable(sequence, tokens) for sequence in self._sequences if sequence.busy), default=0)
 
-    def adopt(self, tokens: list[int], state: bytes) -> None:
+    def closest(self, tokens: list[int]) -> Sequence | None:
+        """The idle sequence that has most in common with a conversation, else the one that was used last."""
+        idle = [sequence for sequence in self._sequences if not sequence.busy and sequence.tokens]
+        return max(idle, key=lambda each: (common_prefix(each.tokens, tokens), each.used), default=None)
+
+    def adopt(self, tokens: list[int], state: ctypes.Array[ctypes.c_uint8]) -> None:
         """Put a saved sequence into an empty cache (one of a new context)."""
         sequence = self._sequences[0]
         if self._context.restore(sequence.id, state):

@@ -8,6 +8,7 @@ the finished text is cut at them before it is tokenized: no piece holds a whole 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,17 +69,33 @@ class PromptBuilder:
         self._joint = _MARK if adds_space else ""
         self._joint_tokens = len(model.tokenize(self._joint, parse_special=False))
 
-    def build(self, messages: list[Message], *, thinking: bool | None = None, effort: str | None = None) -> Prompt:
+    def build(
+        self,
+        messages: list[Message],
+        *,
+        thinking: bool | None = None,
+        effort: str | None = None,
+        check: Callable[[int], None] = lambda tokens: None,
+    ) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
 
-        `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`.
-        Raises `UsageError` where the template refuses the conversation in every form.
+        `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. `check`
+        is called on the way with the tokens that are known of, and may raise. Raises `UsageError` where the template
+        refuses the conversation in every form.
         """
-        turns = [self._turn(message) for message in messages]
+        turns, known = [], 0
+        for message in messages:
+            check(0)
+            content, count = self._guard(message.text())
+            turns.append(self._turn(message, content))
+            # Templates may leave out what a model thought, or said before: of its own turns nothing is known.
+            known += count if message.role != "assistant" else 0
+        check(known)
         if self._plain_reason:
             text, stops, warnings = _plain(turns), [_PLAIN_STOP], [self._plain_reason]
         else:
             text, stops, warnings = self._render(turns, thinking, effort), [], []
+        check(known)
         tokens = self._tokens(text)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
@@ -90,27 +107,27 @@ class PromptBuilder:
 
         The system message and the last turn always stay; what is left begins with a person's turn.
         """
-        prompt = self.build(messages, **switches)
         system = [message for message in messages[:1] if message.role in ("system", "developer")]
         turns = messages[len(system) :]
-        dropped = 0
-        while len(prompt.tokens) > limit:
+        counts = [len(self._model.tokenize(turn.text(), parse_special=False)) for turn in turns]
+        # The turns alone may be far too many: those are not even rendered.
+        excess, prompt = sum(counts) - limit, None
+        while prompt is None or excess > 0:
             starts = [n for n, turn in enumerate(turns) if n > 0 and turn.role == "user"]
-            if not starts:
+            if excess > 0 and starts:
+                # One exchange may be far too little: leave out as many as their own token counts say at once.
+                cut = next((start for start in starts if sum(counts[:start]) >= excess), starts[-1])
+                turns, counts = turns[cut:], counts[cut:]
+            elif prompt:
                 break
-            # One exchange may be far too little: leave out as many as their own token counts say at once.
-            excess = len(prompt.tokens) - limit
-            counts = [len(self._model.tokenize(turn.text(), parse_special=False)) for turn in turns]
-            cut = next((start for start in starts if sum(counts[:start]) >= excess), starts[-1])
-            dropped += cut
-            turns = turns[cut:]
             prompt = self.build(system + turns, **switches)
-        prompt.dropped_messages = dropped
+            excess = len(prompt.tokens) - limit
+        prompt.dropped_messages = len(messages) - len(system) - len(turns)
         return prompt
 
     def plain_tokens(self, text: str) -> list[int]:
         """Token ids of a text as the content of a message."""
-        return self._tokens(self._guard(text))
+        return self._tokens(self._guard(text)[0])
 
     def _tokens(self, text: str) -> list[int]:
         """Token ids of a guarded text: it is cut at the marks, and no piece holds a whole special token."""
@@ -120,27 +137,27 @@ class PromptBuilder:
             tokens += self._model.tokenize(self._joint + piece, parse_special=True)[self._joint_tokens :]
         return tokens
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def _turn(self, message: Message, content: str) -> dict[str, Any]:
         # Templates know "system" only; "developer" is OpenAI's newer word for it.
         role = "system" if message.role == "developer" else message.role
-        turn: dict[str, Any] = {"role": role, "content": self._guard(message.text())}
+        turn: dict[str, Any] = {"role": role, "content": content}
         if message.reasoning_content:
-            turn["reasoning_content"] = self._guard(message.reasoning_content)
+            turn["reasoning_content"] = self._guard(message.reasoning_content)[0]
         if message.name:
-            turn["name"] = self._guard(message.name)
+            turn["name"] = self._guard(message.name)[0]
         return turn
 
-    def _guard(self, text: str) -> str:
-        """`text` with a mark inside every string that the tokenizer would take for a token of the template's.
+    def _guard(self, text: str) -> tuple[str, int]:
+        """`text` with a mark inside every string that the tokenizer would take for a token of the template's, and how
+        many tokens the text has.
 
         Marked too is an end that the template's next characters could complete to such a string, and a beginning
         likewise: in `<|im_end|` before a `>`, or `>>QUESTION<` before a `<|im_end|>`.
         """
         text = text.replace(_MARK, "\ufffd")
         specials = list(self._template_marks)
-        if _IS_ODD.search(text[:1] + text[-1:]) or (
-            self._model.tokenize(text, parse_special=False) != self._model.tokenize(text, parse_special=True)
-        ):
+        tokens = self._model.tokenize(text, parse_special=True)
+        if _IS_ODD.search(text[:1] + text[-1:]) or any(map(self._model.is_control, set(tokens))):
             specials += self._model.control_texts
         before = _MARK if held_back(text[::-1], [special[::-1] for special in specials]) else ""
         after = _MARK if held_back(text, specials) else ""
@@ -148,7 +165,7 @@ class PromptBuilder:
             # A look-ahead finds overlapping ones too: each begins a character that is cut off from the rest.
             begins = re.compile(f"(?=(?:{'|'.join(map(re.escape, inside))}))(.)", re.DOTALL)
             text = begins.sub(rf"\1{_MARK}", text)
-        return before + text + after
+        return before + text + after, len(tokens)
 
     def _marks_of(self, template: str) -> list[str]:
         """User-defined tokens that the template uses (`<think>`, `<tool_call>`): in its hands they are grammar.
@@ -196,8 +213,10 @@ class PromptBuilder:
             except TemplateRefused as error:
                 refusal = error.message
             except TemplateBroken as error:
-                refusal = error.message
-                break
+                raise UsageError(
+                    f"this model's chat template cannot render the conversation ({error.message}): shorten it, or take "
+                    "another model"
+                ) from error
         raise UsageError(f"this model's chat template refuses the conversation: {refusal or 'it gives no reason'}")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from localchat.engine.context import Context
+from localchat.engine.context import SAFETY_BYTES, Context
 from localchat.engine.job import ModelSpec
 from localchat.engine.model import Model
 from localchat.engine.prefix_cache import PrefixCache
 from localchat.engine.prompt import PromptBuilder
 from localchat.engine.templates import TemplateRenderer
-from localchat.errors import DoesNotFit
+from localchat.errors import DoesNotFit, LocalchatError
+from localchat.hardware import available_memory
 from localchat.protocol import LoadedModel
 
 _STARTING_CONTEXT = 4096
@@ -78,34 +80,49 @@ class Resident:
             size *= 2
         return min(size, limit)
 
-    def resize(self, n_ctx: int) -> None:
-        """Make the window anew with `n_ctx` tokens; the latest conversation moves into it. Nothing may be running.
+    def resize(self, n_ctx: int, keep: Sequence[int] = ()) -> None:
+        """Make the window anew with `n_ctx` tokens. Nothing may be running.
 
-        Raises `DoesNotFit` and leaves the present window as it is where memory does not allow a larger one.
+        The conversation that has most in common with `keep` moves into it, where memory allows that. Raises
+        `DoesNotFit` and leaves the present window as it is where memory does not allow a larger one.
         """
-        saved = None
-        if self._context:
-            self._check_growth(n_ctx)
-            latest = self.cache.latest()
-            if latest and len(latest.tokens) < n_ctx:
-                saved = (latest.tokens, self._context.save(latest.id))
-            self._context.close()
-            self._context = None
-        self._context = Context(self.model, max(n_ctx, _SMALLEST_CONTEXT), self._threads)
+        n_ctx = max(n_ctx, _SMALLEST_CONTEXT)
+        if not self._context:
+            self._open(n_ctx)
+            return
+        before, saved = self._context.n_ctx, None
+        spare = self._spare_after(n_ctx)
+        kept = self.cache.closest(list(keep))
+        # For a moment the copy lies beside the old window, then beside the new one.
+        if kept and len(kept.tokens) < n_ctx and self._context.state_bytes(kept.id) <= spare:
+            saved = (kept.tokens, self._context.save(kept.id))
+        self._context.close()
+        self._context = None
+        try:
+            self._open(n_ctx)
+        except LocalchatError:
+            # What was half said can then end in the old window.
+            with suppress(LocalchatError):
+                self._open(before)
+            raise
+        finally:
+            if saved and self._context:
+                self.cache.adopt(*saved)
+
+    def _open(self, n_ctx: int) -> None:
+        self._context = Context(self.model, n_ctx, self._threads)
         self.cache = PrefixCache(self._context, n_swa=self.model.n_swa, is_recurrent=self.model.is_recurrent)
-        if saved:
-            self.cache.adopt(*saved)
 
-    def _check_growth(self, n_ctx: int) -> None:
-        from localchat.hardware import available_memory
-
-        more = self.model.kv_bytes_estimate(n_ctx) - self.model.kv_bytes_estimate(self.n_ctx)
+    def _spare_after(self, n_ctx: int) -> int:
+        """Bytes that stay free, now and after growing to `n_ctx`. Raises `DoesNotFit` where there are none."""
+        more = max(0, self.model.kv_bytes_estimate(n_ctx) - self.model.kv_bytes_estimate(self.n_ctx)) + SAFETY_BYTES
         room = available_memory()
-        if more > room:
+        if more > room and n_ctx > self.n_ctx:
             raise DoesNotFit(
                 f"this conversation needs a context window of {n_ctx} tokens, {more / (1 << 30):.1f} GiB more, and "
                 f"{room / (1 << 30):.1f} GiB are free: close other programs, or start a new chat"
             )
+        return room - more
 
     def abort(self) -> None:
         """Stop the computation that is going on; from any thread."""

@@ -39,8 +39,8 @@ class Running:
         self._read_rate = 0.0
 
     def tokens(self) -> int:
-        """Tokens that all of them together have in the window, or soon will."""
-        return sum(len(job.tokens) for job in self.jobs)
+        """Tokens that all of them together have in the window, or soon will; what they share counts once."""
+        return sum(len(job.tokens) - job.shared for job in self.jobs)
 
     def forget_speed(self) -> None:
         """Another model reads at another speed."""
@@ -125,7 +125,7 @@ class Running:
         if reason:
             self._leave(job, resident)
             self.answered += 1
-            job.finish(reason, resident.n_ctx)
+            job.finish(reason)
         elif len(job.tokens) >= resident.n_ctx:
             self._leave(job, resident)
             return False
@@ -140,7 +140,7 @@ class Running:
         if self.jobs:
             return [job]
         self.answered += 1
-        job.finish("length", resident.n_ctx)
+        job.finish("length")
         return []
 
     def _leave(self, job: Job, resident: Resident) -> None:

@@ -22,12 +22,16 @@ from localchat.engine.running import Running
 from localchat.engine.sampling import Sampler, resolve
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.threads import ThreadController
-from localchat.errors import ContextExceeded, EngineFailed, LocalchatError
+from localchat.errors import ContextExceeded, DoesNotFit, EngineFailed, Interrupted, LocalchatError
 from localchat.protocol import ChatRequest, Extras, LoadedModel
-from localchat.settings import settings
 
 _ANSWER_RESERVE = 512
-"""Tokens of the window that a prompt should leave for its answer, where the request names no number."""
+"""Tokens of the window that a prompt should leave for its answer; the window grows when the answer is longer."""
+
+_JOINING_RESERVE = 256
+"""Tokens that must be left beside running requests for another one's answer: it can step aside when they are used."""
+
+_WINDOW_STEP = 256
 
 T = TypeVar("T")
 
@@ -70,6 +74,7 @@ class Engine:
         self._wake = threading.Condition()
         self._closing = False
         self._resident: Resident | None = None
+        self._together = 0
         self._renderer: TemplateRenderer | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -83,7 +88,9 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Stop computing a request that nobody listens to any more, in the middle of a token if need be."""
         job.cancelled = True
-        if resident := self._resident:
+        resident, running = self._resident, self._running.jobs
+        # A recurrent memory cannot go back to before the batch: there the others would have to read all again.
+        if resident and job in running and (len(running) == 1 or not resident.model.is_recurrent):
             resident.abort()
         with self._wake:
             self._wake.notify()
@@ -179,8 +186,9 @@ class Engine:
                 continue
             try:
                 if not self._let_in(work):
-                    if isinstance(work, Job):
-                        work.progress("queued", 0, 0)
+                    for waiting in list(self._queue):
+                        if isinstance(waiting, Job):
+                            waiting.progress("queued", 0, 0)
                     return
                 self._queue.popleft()
             except LocalchatError as error:
@@ -201,7 +209,7 @@ class Engine:
         self._queue.popleft()
         if isinstance(work, Job) and work.has_answered and self._resident and self._resident.has_context:
             # It stepped aside for a larger window that memory does not allow: what it said stands.
-            work.finish("length", self._resident.n_ctx)
+            work.finish("length")
         else:
             work.fail(error)
 
@@ -212,7 +220,7 @@ class Engine:
                 return False
             self._unload()
             return True
-        if not self._resident or self._resident.spec.path != work.spec.path:
+        if not self._resident or not self._resident.spec.is_same_file(work.spec):
             if self._running.jobs:
                 return False
             self._load(work)
@@ -220,6 +228,8 @@ class Engine:
         assert resident
         if isinstance(work, Task):
             wanted = work.context or self._context
+            if wanted:
+                wanted = min(wanted, resident.model.n_ctx_train)
             if wanted and not resident.holds(wanted):
                 if self._running.jobs:
                     return False
@@ -234,6 +244,7 @@ class Engine:
 
     def _load(self, work: Job | Task) -> None:
         self._unload()
+        self._together = 0
         assert self._renderer
 
         began = time.monotonic()
@@ -242,7 +253,7 @@ class Engine:
             passed_ms = (time.monotonic() - began) * 1000
             eta_ms = passed_ms / fraction - passed_ms if fraction > 0 else None
             for waiting in list(self._queue):
-                if isinstance(waiting, Job) and waiting.spec.path == work.spec.path:
+                if isinstance(waiting, Job) and waiting.spec.is_same_file(work.spec):
                     waiting.progress("loading", fraction, 1.0, eta_ms)
             return not (work.cancelled or self._closing)
 
@@ -253,45 +264,77 @@ class Engine:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
         request, extras = job.request, job.request.localchat or Extras()
         job.loaded = max(job.arrived, resident.loaded)
-        explicit = extras.context or self._context
-        cap = min(explicit or resident.model.n_ctx_train, resident.model.n_ctx_train)
+        trained = resident.model.n_ctx_train
+        cap = min(extras.context or self._context or trained, trained)
+
+        def check(tokens: int) -> None:
+            if job.cancelled:
+                raise Interrupted("nobody waits for this answer any more")
+            if tokens >= cap:
+                advice = f"raise it with -o context N (up to {trained})" if cap < trained else "shorten it"
+                raise ContextExceeded(
+                    f"the prompt has {tokens} tokens and the context window holds {cap}: {advice}, or start a new chat"
+                )
+
+        prompts, thinking, effort = resident.prompts, extras.thinking, request.reasoning_effort
         if extras.overflow == "slide":
-            reserve = min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
-            prompt = resident.prompts.build_sliding(
-                request.messages, cap - reserve, thinking=extras.thinking, effort=request.reasoning_effort
+            room = cap - min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
+            prompt = prompts.build_sliding(
+                request.messages, room, thinking=thinking, effort=effort, check=lambda _: check(0)
             )
         else:
-            prompt = resident.prompts.build(request.messages, thinking=extras.thinking, effort=request.reasoning_effort)
-        if len(prompt.tokens) >= cap:
-            trained = resident.model.n_ctx_train
-            advice = f"raise it with -o context N (up to {trained})" if cap < trained else "shorten it"
-            raise ContextExceeded(
-                f"the prompt has {len(prompt.tokens)} tokens and the context window holds {cap}: "
-                f"{advice}, or start a new chat"
-            )
-        job.begin(prompt, resolve(request.sampling(), settings().options, job.spec.sampling), cap)
+            prompt = prompts.build(request.messages, thinking=thinking, effort=effort, check=check)
+        check(len(prompt.tokens))
+        job.begin(prompt, resolve(request.sampling(), job.spec.sampling), cap)
 
     def _seat(self, job: Job, resident: Resident) -> bool:
         """Give a prepared job a sequence, and the context a size that it fits into."""
-        reserve = min(job.request.token_limit() or _ANSWER_RESERVE, job.limit - len(job.tokens))
-        need = len(job.tokens) + max(1, reserve)
+        limit = job.request.token_limit() or _ANSWER_RESERVE
+        reserve = max(1, min(limit, _ANSWER_RESERVE, job.limit - len(job.tokens)))
         explicit = (job.request.localchat or Extras()).context or self._context
-        wanted = min(explicit, job.limit) if explicit else resident.grown_context(need, job.limit)
-        if not resident.holds(wanted):
-            if self._running.jobs:
-                return False
-            resident.resize(wanted)
-        if self._running.jobs and self._running.tokens() + need > resident.n_ctx:
+        if not self._running.jobs:
+            self._fit(job, resident, len(job.tokens) + reserve, explicit)
+        elif not resident.holds(min(explicit, job.limit) if explicit else len(job.tokens) + reserve):
+            return False
+        shared = resident.cache.shared(job.tokens)
+        together = self._running.tokens() + len(job.tokens) - shared + min(reserve, _JOINING_RESERVE)
+        if self._running.jobs and together > resident.n_ctx:
+            # The window is only made anew when nothing runs, so this one waits; but the next window shall hold all of
+            # them: whoever asks several things at once does so again.
+            if not explicit:
+                self._together = max(self._together, together)
             return False
         sequence = resident.cache.take(job.tokens)
         if not sequence:
             return False
-        job.seat(sequence)
+        job.seat(sequence, min(shared, len(sequence.tokens)))
         if not job.sampler:
             job.sampler = Sampler(resident.model.n_vocab, job.sampling)
             job.sampler.read(job.tokens)
         self._running.jobs.append(job)
         return True
+
+    def _fit(self, job: Job, resident: Resident, need: int, explicit: int | None) -> None:
+        """Make the window as large as the job wants it, or as memory allows. Raises `DoesNotFit` where it holds less
+        than the prompt and one token.
+        """
+        if explicit:
+            if not resident.holds(min(explicit, job.limit)):
+                resident.resize(min(explicit, job.limit), job.tokens)
+            return
+        least = len(job.tokens) + 1
+        sizes = [resident.grown_context(max(need, self._together), job.limit), resident.grown_context(need, job.limit)]
+        sizes += [min(_rounded(size), job.limit) for size in (need, least)]
+        for size in sorted(set(sizes), reverse=True):
+            if resident.holds(size):
+                return
+            try:
+                resident.resize(size, job.tokens)
+                return
+            except (DoesNotFit, EngineFailed):
+                self._together = 0
+                if size == min(sizes) and not resident.holds(least):
+                    raise
 
     def _step(self) -> None:
         assert self._resident
@@ -302,3 +345,7 @@ class Engine:
             traceback.print_exc(file=sys.stderr)
             self._running.fail_all(LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again"))
             self._unload()
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _WINDOW_STEP) * _WINDOW_STEP

@@ -19,6 +19,7 @@ RENDER_LIMIT_S = 2.0
 _START_LIMIT_S = 30.0
 _SCRIPT = Path(__file__).with_name("template_process.py")
 _ANSWER_LIMIT = 256 << 20
+_FAILURES = (OSError, ValueError, EOFError)  # a pipe that closed (TimeoutError is an OSError), half an answer, its end
 
 
 class TemplateBroken(LocalchatError):
@@ -41,7 +42,7 @@ class TemplateRenderer:
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        self._is_ready = False
+        self._is_ready = self._is_set_up = False
         self._received = bytearray()
 
     def use(self, template: str, bos_token: str, eos_token: str) -> None:
@@ -49,7 +50,7 @@ class TemplateRenderer:
         self._setup = None
         setup = {"template": template, "bos_token": bos_token, "eos_token": eos_token}
         self._ask(setup)
-        self._setup = setup
+        self._setup, self._is_set_up = setup, True
 
     def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
         """The text of a conversation. Raises `TemplateRefused` or `TemplateBroken`."""
@@ -65,32 +66,45 @@ class TemplateRenderer:
                 pipe.close()
 
     def _ask(self, request: dict[str, Any]) -> str:
-        if not self._is_ready:
-            self._receive(_START_LIMIT_S)
-            self._is_ready = True
-        payload = json.dumps(request).encode() + b"\n"
-        answer = self._exchange(payload)
+        try:
+            answer = self._exchange(request)
+        except _FAILURES:
+            # A machine under load can make a good template late, or kill its process: it is asked once more.
+            self._replace()
+            try:
+                answer = self._exchange(request)
+            except _FAILURES as error:
+                self._replace()
+                late = isinstance(error, TimeoutError)
+                raise TemplateBroken("it takes too long" if late else "it died of too much memory or text") from error
         if "refused" in answer:
             raise TemplateRefused(safe_line(answer["refused"]))
         if "broken" in answer:
             raise TemplateBroken(safe_line(answer["broken"]))
         return answer["text"]
 
-    def _exchange(self, payload: bytes) -> dict[str, str]:
-        try:
-            assert self._process.stdin
-            self._process.stdin.write(payload)
-            self._process.stdin.flush()
-            return self._receive(RENDER_LIMIT_S)
-        except (OSError, ValueError, EOFError, TimeoutError) as error:
-            self.close()
+    def _replace(self) -> None:
+        """End the process and start another; where none can be started, the next request tries again."""
+        self.close()
+        with suppress(OSError):
             self._start()
-            setup, self._setup = self._setup, None
-            if setup:
-                self._ask(setup)
-                self._setup = setup
-            limit = isinstance(error, TimeoutError)
-            raise TemplateBroken("it takes too long" if limit else "it died of too much memory or text") from error
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, str]:
+        """Send a request and wait for its answer; a new process is told the template first."""
+        if not self._is_ready:
+            self._receive(_START_LIMIT_S)
+            self._is_ready = True
+        if self._setup and not self._is_set_up:
+            self._send(self._setup)
+            self._receive(RENDER_LIMIT_S)
+            self._is_set_up = True
+        self._send(request)
+        return self._receive(RENDER_LIMIT_S)
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
 
     def _receive(self, seconds: float) -> dict[str, str]:
         """One line of answer within `seconds`."""

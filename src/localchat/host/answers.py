@@ -64,10 +64,10 @@ class StreamedAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer as it comes; a client that goes away stops the engine."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         watcher = asyncio.create_task(self._answer.watch(receive))
         ended = False
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while not ended:
                 body, ended = self._encode(await self._answer.mailbox.take())
                 await send({"type": "http.response.body", "body": body, "more_body": not ended})
@@ -87,6 +87,7 @@ class StreamedAnswer(Response):
             if isinstance(event, Piece):
                 text.reasoning += event.reasoning
                 text.content += event.content
+                text.tokens = event.tokens
                 continue
             body += self._delta(text)
             text = Piece()
@@ -116,7 +117,8 @@ class StreamedAnswer(Response):
             return b""
         delta = protocol.Delta(self._role, text.content or None, text.reasoning or None)
         self._role = None
-        return self._chunk(choices=[protocol.Choice(delta=delta)])
+        report = protocol.Report(completion_tokens=text.tokens) if self._speaks_localchat else None
+        return self._chunk(choices=[protocol.Choice(delta=delta)], localchat=report)
 
     def _progress(self, progress: protocol.Progress) -> bytes:
         if self._wants_progress:

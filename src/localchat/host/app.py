@@ -13,24 +13,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from localchat import protocol
-from localchat.engine.job import Event, ModelSpec
+from localchat.engine.job import Event
 from localchat.engine.scheduler import Engine
-from localchat.errors import LocalchatError, UsageError
+from localchat.errors import EngineFailed, EngineLeaving, LocalchatError, UsageError
 from localchat.host.answers import Answer, Gone, StreamedAnswer, whole_answer
 from localchat.host.guard import error_response
 from localchat.host.life import Life
 from localchat.host.mailbox import Mailbox
+from localchat.host.spec import spec_of
 from localchat.models import store
 
 _BODY_LIMIT = 64 << 20
 _Body = TypeVar("_Body")
 _Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-def spec_of(name: str) -> ModelSpec:
-    """What the engine must know of the model that goes by `name` ("" is the default model). May hash a file."""
-    file = store.resolve(name or None)
-    return ModelSpec(file.name, file.path, file.sampling)
 
 
 def make_app(engine: Engine, life: Life) -> Starlette:
@@ -58,12 +53,20 @@ class _Routes:
         self._life = life
 
     def busy(self, endpoint: _Endpoint) -> _Endpoint:
-        """The endpoint as one that keeps the host alive; a streamed answer counts until it has ended."""
+        """The endpoint as one that keeps the host alive; a streamed answer counts until it has ended.
+
+        A host that is leaving says so instead, and the client asks the next one.
+        """
 
         async def endpoint_while_busy(request: Request) -> Response:
             leave = self._life.enter()
             try:
                 response = await endpoint(request)
+            except EngineFailed as error:
+                leave()
+                if self._life.leaving:
+                    raise EngineLeaving(error.message) from error
+                raise
             except BaseException:
                 leave()
                 raise
@@ -94,7 +97,8 @@ class _Routes:
     async def chat(self, request: Request) -> Response:
         body = await _body(request, protocol.ChatRequest)
         _check(body)
-        spec = await asyncio.to_thread(spec_of, body.model)
+        may_hash = not (body.localchat and body.localchat.verified_only)
+        spec = await asyncio.to_thread(spec_of, body.model, may_hash=may_hash)
         mailbox: Mailbox[Event | Gone] = Mailbox()
         job = self._engine.submit(spec, body, mailbox.put)
         answer = Answer(body, spec.name, lambda: self._engine.cancel(job), mailbox)

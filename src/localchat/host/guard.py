@@ -29,8 +29,11 @@ def error_response(error: LocalchatError, status: int | None = None) -> Response
 class Guard:
     """Refuses what may not be asked, and tells `on_version_mismatch` when a client of another version comes."""
 
-    def __init__(self, app: ASGIApp, token: str, port: int | None, on_version_mismatch: Callable[[], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str, port: int | None, socket_path: str, on_version_mismatch: Callable[[], None]
+    ) -> None:
         self._app = app
+        self._socket = (socket_path, None)
         self._token = token.encode()
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._on_version_mismatch = on_version_mismatch
@@ -40,8 +43,9 @@ class Guard:
         if scope["type"] != "http":
             return
         headers = Headers(scope=scope)
-        over_tcp = bool(scope.get("server")) and scope["server"][1] is not None
-        refusal = self._refuse_tcp(scope, headers) if over_tcp else self._refuse_version(headers)
+        # Only what is surely our socket is trusted; whatever else it may be has to know the token.
+        over_socket = tuple(scope.get("server") or ()) == self._socket
+        refusal = self._refuse_version(headers) if over_socket else self._refuse_tcp(scope, headers)
         await (refusal or self._app)(scope, receive, send)
 
     def _refuse_tcp(self, scope: Scope, headers: Headers) -> Response | None:

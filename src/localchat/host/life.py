@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from localchat import __version__
+from localchat.errors import EngineLeaving
 from localchat.paths import paths
 from localchat.protocol import Status
 
@@ -20,7 +21,7 @@ class Life:
     """Counts requests, and decides when the host ends. Used on the event loop only.
 
     `idle_limit`: seconds without a request after which it ends, or None to stay. `on_make_way` stops listening and
-    gives up the lock at once, while running answers go on.
+    gives up the lock at once, while running answers go on. `leaving`: nothing new is taken any more.
     """
 
     def __init__(self, address: str, idle_limit: float | None, on_demand: bool) -> None:
@@ -30,12 +31,17 @@ class Life:
         self._started = time.time()
         self._last_request = time.monotonic()
         self._requests = 0
-        self._leaving = False
+        self.leaving = False
         self._ended = asyncio.Event()
         self.on_make_way: Callable[[], None] = lambda: None
 
     def enter(self) -> Callable[[], None]:
-        """Count a request as running until the returned function is called (once or more often)."""
+        """Count a request as running until the returned function is called (once or more often).
+
+        Raises `EngineLeaving` where it comes too late.
+        """
+        if self.leaving:
+            raise EngineLeaving("the engine is leaving: ask again")
         self._requests += 1
         left = False
 
@@ -45,19 +51,20 @@ class Life:
                 left = True
                 self._requests -= 1
                 self._last_request = time.monotonic()
-                if self._leaving and not self._requests:
+                if self.leaving and not self._requests:
                     self._ended.set()
 
         return leave
 
     def stop(self) -> None:
         """End now, running answers included."""
+        self.leaving = True
         self._ended.set()
 
     def make_way(self) -> None:
         """End as soon as the running answers are through; new requests are for somebody else."""
-        if not self._leaving:
-            self._leaving = True
+        if not self.leaving:
+            self.leaving = True
             self.on_make_way()
         if not self._requests:
             self._ended.set()
@@ -69,6 +76,7 @@ class Life:
                 await asyncio.wait_for(self._ended.wait(), _WATCH_EVERY_S)
             left = self._leaves_in()
             if left is not None and left <= 0:
+                self.leaving = True
                 return
 
     def _leaves_in(self) -> float | None:

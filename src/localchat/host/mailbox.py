@@ -28,7 +28,7 @@ class Mailbox(Generic[T]):
                 self._loop.call_soon_threadsafe(self._ready.set)
 
     async def take(self) -> list[T]:
-        """All events that have come, at least one."""
+        """Wait until something has come, and return all there is; now and then that was taken the last time already."""
         await self._ready.wait()
         self._ready.clear()
         # In this order: an event that comes between the two lines announces itself again.

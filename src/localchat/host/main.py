@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,20 +21,21 @@ from localchat import __version__
 from localchat.engine import llama
 from localchat.engine.scheduler import Engine
 from localchat.engine.threads import most_threads
-from localchat.errors import EngineFailed, LocalchatError
+from localchat.errors import EngineFailed, LocalchatError, NeedsVerification
 from localchat.locks import FileLock
 from localchat.paths import HOST_LOG_MARK, paths, private_folder
 from localchat.settings import settings
 
-_PREDECESSOR_S = 10.0
-"""How long to wait for a host that is just leaving."""
+_OTHER_HOST_S = 30.0
+"""How long to wait for a host that is just leaving, or just starting."""
 
 
 @dataclass(frozen=True)
 class HostOptions:
     """How a host runs. `idle_s` None: it stays until it is told to leave.
 
-    `on_ready` gets the address it listens at and, where it listens on TCP, the token that opens it.
+    `on_ready` gets the address it listens at and, where it listens on TCP, the token that opens it. `on_demand`: for a
+    client to which any host will do, also one that somebody else has started in the meantime.
     """
 
     idle_s: float | None = None
@@ -44,8 +47,12 @@ class HostOptions:
 
 
 def run_host(options: HostOptions) -> None:
-    """Serve until idle or stopped. Raises `EngineFailed` where another host is alive or the address is taken."""
+    """Serve until idle or stopped. Raises `EngineFailed` where another host is alive or the address is taken.
+
+    An on-demand host that finds another one listening is ready at once: the client has what it wants.
+    """
     faulthandler.enable()
+    threading.excepthook = _end_with_the_engine
     os.umask(0o077)
     with suppress(OSError):  # a full disk costs the log, not the answer
         print(
@@ -53,9 +60,13 @@ def run_host(options: HostOptions) -> None:
         )
     private_folder(paths().runtime, shared_parent=True)
     lock = FileLock(paths().host_lock)
-    deadline = time.monotonic() + _PREDECESSOR_S
+    deadline = time.monotonic() + _OTHER_HOST_S
     while not lock.acquire(blocking=False):
-        if time.monotonic() > deadline or not (options.on_demand or _is_leaving(paths().socket)):
+        somebody_listens = _somebody_listens(paths().socket)
+        if somebody_listens and options.on_demand:
+            options.on_ready(str(paths().socket), None)
+            return
+        if somebody_listens or time.monotonic() > deadline:
             raise EngineFailed("an engine is already running: `localchat status` shows it, `localchat stop` ends it")
         time.sleep(0.02)
     try:
@@ -74,17 +85,23 @@ def run_host(options: HostOptions) -> None:
         lock.release()
 
 
-def _is_leaving(socket_path: Path) -> bool:
-    """Whether the host that holds the lock listens no more, or not yet."""
+def _somebody_listens(socket_path: Path) -> bool:
+    """Whether the host that holds the lock listens: one that is leaving does no more, one that starts not yet."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(socket_path)) != 0
+        return probe.connect_ex(str(socket_path)) == 0
+
+
+def _end_with_the_engine(failure: threading.ExceptHookArgs) -> None:
+    """A thread died of something nobody foresaw. A host without its engine's thread would only refuse: it ends."""
+    sys.__excepthook__(failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    if failure.thread and failure.thread.name == "engine":
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _preload(engine: Engine, options: HostOptions) -> None:
-    from localchat.engine.job import ModelSpec
-    from localchat.models import store
+    """Begin to load. To a client, what is wrong with the model is said with its request; to a person, at once."""
+    from localchat.host.spec import spec_of
 
-    # What is wrong with the model is said to the request that needs it.
-    with suppress(LocalchatError):
-        file = store.resolve(options.preload or None)
-        engine.load(ModelSpec(file.name, file.path, file.sampling), options.context)
+    # Hashing a large file takes minutes, in which nobody would know what the host is doing.
+    with suppress(LocalchatError if options.on_demand else NeedsVerification):
+        engine.load(spec_of(options.preload or "", may_hash=False), options.context)

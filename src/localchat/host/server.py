@@ -55,7 +55,7 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
         address += f" and http://127.0.0.1:{port}"
     sockets.append(_listen_unix(socket_path))
     life = Life(address, options.idle_s, options.on_demand)
-    app = Guard(make_app(engine, life), token, port, life.make_way)
+    app = Guard(make_app(engine, life), token, port, str(socket_path), life.make_way)
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -70,11 +70,14 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     )
     server = _Server(config)
 
-    def make_way() -> None:
-        # The next host binds the same path: it must find the path free and the lock with nobody.
+    def stop_listening() -> None:
         for listener in server.servers:
             listener.close()
         socket_path.unlink(missing_ok=True)
+
+    def make_way() -> None:
+        # The next host binds the same path: it must find the path free and the lock with nobody.
+        stop_listening()
         lock.release()
 
     life.on_make_way = make_way
@@ -88,7 +91,8 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     options.on_ready(address, token if port else None)
     await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
     if lock.held:
-        socket_path.unlink(missing_ok=True)
+        # Before the engine ends, which takes a moment: whoever asks in that moment must start the next host.
+        stop_listening()
     await asyncio.to_thread(engine.close)
     server.should_exit = True
     await serving

@@ -7,7 +7,7 @@ module knows data only: neither what is installed nor how a file is fetched.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -190,11 +190,26 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return short + [f"{entry.name}:{quantization.name}" for entry, quantization in self.files()]
 
 
-@cache
 def catalogue() -> Catalogue:
-    """The shipped catalogue with the person's own entries added. Raises `UsageError` naming file, line and key."""
-    shipped = load(shipped_file())
-    own_file = paths().own_catalogue
+    """The shipped catalogue with the person's own entries added. Raises `UsageError` naming file, line and key.
+
+    Files that were edited are read again; asking often costs no more than looking at their times.
+    """
+    return _catalogue(*(_stamp(file) for file in (shipped_file(), paths().own_catalogue)))
+
+
+def _stamp(file: Path) -> tuple[Path, int, int]:
+    """A file, and what changes when it is edited."""
+    try:
+        status = file.stat()
+    except OSError:
+        return file, 0, 0
+    return file, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1)
+def _catalogue(shipped_stamp: tuple[Path, int, int], own_stamp: tuple[Path, int, int]) -> Catalogue:
+    shipped, own_file = load(shipped_stamp[0]), own_stamp[0]
     try:
         own = load(own_file)
     except FileNotFoundError:
@@ -218,6 +233,7 @@ def load(file: Path) -> Catalogue:
     return decode_toml(file, file.read_bytes(), Catalogue)
 
 
+@cache
 def shipped_file() -> Path:
     """The catalogue that came with localchat: inside the wheel, or at the top of a source tree."""
     here = Path(__file__).resolve()

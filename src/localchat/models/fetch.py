@@ -21,7 +21,10 @@ from localchat.paths import paths, private_folder
 from localchat.safe_text import safe_line
 from localchat.settings import is_offline, settings
 
-__all__ = ["FetchProgress", "ensure", "fetch"]
+__all__ = ["THIS_MACHINE", "FetchProgress", "ensure", "fetch"]
+
+THIS_MACHINE = "this machine"
+"""The source that progress names while a file that is here already is verified."""
 
 _POLL_S = 0.1
 
@@ -34,7 +37,7 @@ def ensure(
     Without a name and with nothing installed that is the settings' model, else the starter. Raises what
     `store.resolve` raises, `FetchError` where it cannot be brought, and `Interrupted`.
     """
-    checking = Meter("this machine", 0, on_progress)
+    checking = Meter(THIS_MACHINE, 0, on_progress)
 
     def on_hashed(done: int, total: int) -> None:
         checking.total(total)

@@ -60,6 +60,15 @@ def read(path: Path) -> Record | None:
         return None
 
 
+def is_current(path: Path) -> bool:
+    """Whether the file at `path` can be trusted without being read again."""
+    known = read(path)
+    try:
+        return known is not None and known.fits(path.stat())
+    except OSError:
+        return False
+
+
 def write(path: Path, record: Record) -> None:
     """Keep the record of the file at `path`; where the folder cannot be written, for this process only."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.json")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from localchat.errors import DamagedFile, NoSuchModel
+from localchat.errors import DamagedFile, NeedsVerification, NoSuchModel
 from localchat.models import gguf, records
 from localchat.models.catalogue import Entry, Quantization, catalogue
 from localchat.models.names import split_siblings
@@ -96,18 +96,23 @@ def installed() -> list[ModelFile]:
 
 
 def resolve(
-    name: str | None = None, *, on_hashed: records.OnHashed | None = None, cancelled: records.Cancelled | None = None
+    name: str | None = None,
+    *,
+    may_hash: bool = True,
+    on_hashed: records.OnHashed | None = None,
+    cancelled: records.Cancelled | None = None,
 ) -> ModelFile:
     """The model file that `name` means, verified: a catalogue name, an installed name, or a path to a GGUF file.
 
-    Without a name: the settings' model, else the one verified last, else one that was carried over by hand. Verifying
-    may mean reading the whole file, which `on_hashed` follows. Raises `NoSuchModel`, `DamagedFile`.
+    None is the settings' model; where that says nothing, and for "", it is the one verified last, else one that was
+    carried over by hand. Verifying may mean reading the whole file, which `on_hashed` follows; without `may_hash` that
+    raises `NeedsVerification`. Raises `NoSuchModel`, `DamagedFile`.
     """
-    if not name:
+    if name is None:
         name = settings().model
     file = _as_path(name) if name else None
     if file:
-        return _outside(file)
+        return _outside(file, may_hash, on_hashed, cancelled)
     found = list(_scan())
     if not name:
         if not found:
@@ -115,7 +120,7 @@ def resolve(
         chosen = max(found, key=_recency)
     else:
         chosen = _named(name, found)
-    return _verified(chosen, _names(found), on_hashed, cancelled)
+    return _verified(chosen, _names(found), may_hash, on_hashed, cancelled)
 
 
 def label_in(file: str) -> str:
@@ -189,12 +194,14 @@ def _as_path(name: str) -> Path | None:
     return None
 
 
-def _outside(path: Path) -> ModelFile:
+def _outside(
+    path: Path, may_hash: bool, on_hashed: records.OnHashed | None, cancelled: records.Cancelled | None
+) -> ModelFile:
     """A file that the person named by path; inside the store it is held to the store's rules."""
     found = list(_scan())
     for one in found:
         if one.path == path:
-            return _verified(one, _names(found), None, None)
+            return _verified(one, _names(found), may_hash, on_hashed, cancelled)
     parts = gguf.shards(path)
     headers = [gguf.read_header(part) for part in parts]
     match = _by_name_and_size(parts[0])
@@ -276,10 +283,16 @@ def _described(one: _Found, names: dict[Path, str]) -> ModelFile:
 
 
 def _verified(
-    one: _Found, names: dict[Path, str], on_hashed: records.OnHashed | None, cancelled: records.Cancelled | None
+    one: _Found,
+    names: dict[Path, str],
+    may_hash: bool,
+    on_hashed: records.OnHashed | None,
+    cancelled: records.Cancelled | None,
 ) -> ModelFile:
-    """The model once every part of it has its hash verified. Raises `DamagedFile`."""
+    """The model once every part of it has its hash verified. Raises `DamagedFile`, `NeedsVerification`."""
     parts = gguf.shards(one.path)
+    if not may_hash and not all(records.is_current(part) for part in parts):
+        raise NeedsVerification(f"{safe_line(one.place)} was not verified yet: ask again to have that done")
     # The hash that the catalogue pins counts where the file lies in the entry's own place under its own name.
     pin = one.known_as[1] if one.known_as and not one.record else None
     own_place = bool(pin and one.known_as and str(one.known_as[0].place(pin)) == one.place)

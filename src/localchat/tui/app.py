@@ -46,6 +46,8 @@ class ChatApp(App[None], inherit_bindings=False):
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         context: int | None = None,
+        stop: list[str] | None = None,
+        thinking: bool | None = None,
         prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -53,7 +55,9 @@ class ChatApp(App[None], inherit_bindings=False):
         self.register_theme(PAGE)
         self.theme = PAGE.name
         self._engine = engine
-        self._conversation = Conversation(model, system, sampling or Sampling(), max_tokens, context)
+        self._conversation = Conversation(
+            model, system, sampling or Sampling(), max_tokens, context, stop or [], thinking
+        )
         self._preparation = Preparation(prepare)
         self._clock = clock
         self._signals: list[signal.Signals] = []
@@ -100,6 +104,8 @@ def run(
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
     context: int | None = None,
+    stop: list[str] | None = None,
+    thinking: bool | None = None,
     prepare: Prepare | None = None,
 ) -> None:
     """Open the chat and return when the person leaves it; raises `SystemExit` where a signal or a fault ended it."""
@@ -110,6 +116,8 @@ def run(
         sampling=sampling,
         max_tokens=max_tokens,
         context=context,
+        stop=stop,
+        thinking=thinking,
         prepare=prepare,
     )
     app.run()

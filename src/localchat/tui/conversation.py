@@ -5,7 +5,7 @@ Plain values with no screen and no socket in them; time comes in as an argument 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -42,8 +42,8 @@ _OVER: tuple[State, ...] = ("done", "stopped", "failed")
 class Reply:
     """One attempt of a model to answer, from the moment it was asked (`asked_at`) to its end.
 
-    Chunks are counted as tokens until the engine has said how many there were. `unsent`: it ended before any engine was
-    asked.
+    Where the engine does not tell how many tokens there are so far, chunks are counted as tokens. `unsent`: it ended
+    before any engine was asked.
     """
 
     asked_at: float
@@ -64,6 +64,7 @@ class Reply:
     unsent: bool = False
     reasoning_tokens: int = 0
     text_tokens: int = 0
+    _first_tokens: int = 0
     _thinking_from: float | None = None
     _thinking_until: float | None = None
     _answering_from: float | None = None
@@ -92,15 +93,19 @@ class Reply:
                 self.cached_tokens = report.cached_tokens
             if report.progress:
                 self.state, self.progress = report.progress.stage, report.progress
+        told = chunk.localchat.completion_tokens if chunk.localchat else None
         for choice in chunk.choices:
+            came = 1 if told is None else max(0, told - self._tokens)
             if thought := choice.delta.reasoning_content:
                 self._begin_thinking(now)
                 self.reasoning += thought
-                self.reasoning_tokens += 1
+                self.reasoning_tokens += came
             if text := choice.delta.content:
                 self._begin_answer(now)
                 self.text += text
-                self.text_tokens += 1
+                # Tokens told of a chunk with both kinds of text were all counted as thinking.
+                self.text_tokens += 0 if thought and told is not None else came
+            self._first_tokens = self._first_tokens or self._tokens
             self.finish_reason = choice.finish_reason or self.finish_reason
 
     def finish(self, now: float) -> None:
@@ -130,12 +135,16 @@ class Reply:
         if began is None:
             return None
         seconds = (self._over_at or now) - began
-        tokens = self.reasoning_tokens + self.text_tokens - 1
+        tokens = self._tokens - self._first_tokens
         return tokens / seconds if seconds >= 0.5 and tokens > 0 else None
 
     def completion_tokens(self) -> int:
         """Tokens made so far, thinking included."""
-        return self.usage.completion_tokens if self.usage else self.reasoning_tokens + self.text_tokens
+        return self.usage.completion_tokens if self.usage else self._tokens
+
+    @property
+    def _tokens(self) -> int:
+        return self.reasoning_tokens + self.text_tokens
 
     def message(self) -> Message:
         """What the model said, as a message."""
@@ -172,13 +181,17 @@ class Turn:
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns so far, and what goes with each request: model, system prompt, sampling, limits (in tokens)."""
+    """The turns so far, and what goes with each request: model, system prompt, sampling, limits (in tokens),
+    stop strings, and whether the model shall think.
+    """
 
     model: str = ""
     system: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     context: int | None = None
+    stop: list[str] = field(default_factory=list)
+    thinking: bool | None = None
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, text: str, now: float) -> Turn:
@@ -199,7 +212,7 @@ class Conversation:
 
     def empty_copy(self) -> Conversation:
         """A new conversation with the same model and settings."""
-        return Conversation(self.model, self.system, self.sampling, self.max_tokens, self.context)
+        return replace(self, turns=[])
 
     def request(self) -> ChatRequest:
         """The request for the last turn's answer.
@@ -218,6 +231,7 @@ class Conversation:
             stream=True,
             stream_options=StreamOptions(include_usage=True),
             max_tokens=self.max_tokens,
-            localchat=Extras(progress=True, context=self.context),
+            stop=self.stop or None,
+            localchat=Extras(thinking=self.thinking, context=self.context, progress=True),
             **msgspec.structs.asdict(self.sampling),
         )

@@ -1,0 +1,113 @@
+"""The person's settings: part of every question, and in force with the next one after they were edited."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localchat.cli import chat
+from localchat.cli.options import wishes
+from localchat.protocol import Extras, Message, Sampling
+from tests.conftest import forget_home, run_cli, status_of, stop_host
+from tests.fake_engine import FakeEngine, say
+from tests.tiny_models import LETTERS, write_model
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    yield folder
+    stop_host(folder)
+
+
+SETTINGS = 'model = "m"\nsystem = "Be brief."\ncontext = 2048\n[options]\ntemperature = 0.5\ntop_k = 7\n'
+
+
+@pytest.mark.parametrize("command", [(), ("-m", "n", "-s", "", "-o", "top_k", "3", "-o", "context", "512")])
+def test_settings_go_with_a_question_and_the_command_line_wins(home: Path, command: tuple[str, ...]) -> None:
+    (home / "settings.toml").write_text(SETTINGS)
+    with FakeEngine() as engine:
+        engine.script(say("ok"))
+        assert run_cli("ask", "--engine", engine.url, *command, "hi", home=home).returncode == 0
+    request = engine.requests[0]
+    typed = bool(command)
+    assert (request.model, request.temperature, request.top_k) == ("n" if typed else "m", 0.5, 3 if typed else 7)
+    assert request.messages == [*([] if typed else [Message("system", "Be brief.")]), Message("user", "hi")]
+    assert request.localchat == Extras(progress=True, context=512 if typed else 2048)
+
+
+def test_what_the_person_did_not_set_is_not_sent(home: Path) -> None:
+    with FakeEngine() as engine:
+        engine.script(say("ok"))
+        run_cli("ask", "--engine", engine.url, "hi", home=home)
+    assert (engine.requests[0].sampling(), engine.requests[0].localchat) == (Sampling(), Extras(progress=True))
+
+
+def test_edited_settings_count_with_the_next_question(home: Path) -> None:
+    for name in ("one", "two"):
+        write_model(home / f"{name}.gguf", speaks=LETTERS)
+    hosts = set()
+    for name, seed in (("one", 11), ("two", 22)):
+        (home / "settings.toml").write_text(f'model = "{name}.gguf"\n[options]\nseed = {seed}\n')
+        done = run_cli("ask", "--json", "--max-tokens", "3", "hi", home=home)
+        answer = json.loads(done.stdout)
+        assert (answer["model"], answer["seed"]) == (str(home / f"{name}.gguf"), seed)
+        hosts.add(status_of(home)["pid"])  # type: ignore[index]
+    assert len(hosts) == 1
+
+
+def test_a_path_in_the_settings_is_meant_from_their_folder(empty_home: Path, tmp_path: Path) -> None:
+    empty_home.mkdir()
+    (empty_home / "settings.toml").write_text('model = "./models/x.gguf"\n')
+    forget_home()
+    assert wishes("", None, ()).model == str(empty_home / "models" / "x.gguf")
+    assert wishes("./y.gguf", None, ()).model == str(Path.cwd() / "y.gguf")
+    assert wishes("a-name", None, ()).model == "a-name"
+
+
+def test_the_chat_gets_every_option(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[str, object] = {}
+    monkeypatch.setattr("localchat.tui.app.run", lambda engine, **options: got.update(options))
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    pairs = (("stop", "X"), ("thinking", "false"), ("max_tokens", "9"), ("context", "512"), ("seed", "3"))
+    chat.open_chat(wishes("m", "s", pairs), "http://127.0.0.1:9")
+    assert (got["stop"], got["thinking"], got["max_tokens"], got["context"]) == (["X"], False, 9, 512)
+    assert (got["model"], got["system"], got["sampling"].seed) == ("m", "s", 3)  # type: ignore[attr-defined]
+
+
+def carried(home: Path) -> Path:
+    """A model that was copied into the store by hand."""
+    folder = home / "models" / "me" / "mine"
+    folder.mkdir(parents=True)
+    return write_model(folder / "mine.gguf", speaks=LETTERS)
+
+
+@pytest.mark.parametrize("name", ["me/mine", ""])
+def test_a_file_carried_over_by_hand_is_verified_where_the_person_sees_it(home: Path, name: str) -> None:
+    path = carried(home)
+    named = ("-m", name) if name else ()
+    done = run_cli("ask", *named, "--max-tokens", "3", "hi", home=home)
+    assert done.returncode == 0 and done.stdout.strip().isalpha()
+    said = done.stderr.splitlines()
+    assert "verifying the model file: 100%" in said[0] and said[-1].startswith(
+        "localchat: me/mine is here and verified"
+    )
+    assert "no model is here" not in done.stderr
+    assert path.with_name("mine.gguf.json").exists()
+    assert run_cli("ask", *named, "--max-tokens", "3", "hi", home=home).stderr == ""
+
+
+def test_a_store_that_cannot_be_written_to_still_answers(home: Path) -> None:
+    folder = carried(home).parent
+    # The record cannot be put in place of a folder, whoever one is.
+    (folder / "mine.gguf.json").mkdir()
+    done = run_cli("ask", "-m", "me/mine", "--max-tokens", "3", "hi", home=home)
+    assert done.returncode == 0 and done.stdout.strip().isalpha()
+    shutil.rmtree(folder)
