@@ -75,7 +75,6 @@ class Job:
         self.prompt: Prompt | None = None
         self.tokens: list[int] = []
         self.limit = 0
-        self.shared = 0
         self.sequence: Sequence | None = None
         self.sampler: Sampler | None = None
         self.sampling = Sampling()
@@ -94,10 +93,9 @@ class Job:
         self.limit = limit
         self.text = AnswerText(prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops)
 
-    def seat(self, sequence: Sequence, shared: int) -> None:
-        """Take a sequence; its tokens are a prefix of this job's, and `shared` of them are those of other jobs too."""
+    def seat(self, sequence: Sequence) -> None:
+        """Take a sequence; its tokens are a prefix of this job's."""
         self.sequence = sequence
-        self.shared = shared
         if self._cached is None:
             self._cached = len(sequence.tokens)
             self._started = time.monotonic()

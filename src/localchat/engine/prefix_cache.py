@@ -76,10 +76,6 @@ class PrefixCache:
         self._forget(min(idle, key=lambda sequence: sequence.used))
         return True
 
-    def shared(self, tokens: list[int]) -> int:
-        """How many tokens of a prompt lie in cells that running requests hold anyway."""
-        return max((self._reusable(sequence, tokens) for sequence in self._sequences if sequence.busy), default=0)
-
     def closest(self, tokens: list[int]) -> Sequence | None:
         """The idle sequence that has most in common with a conversation, else the one that was used last."""
         idle = [sequence for sequence in self._sequences if not sequence.busy and sequence.tokens]

@@ -39,8 +39,9 @@ class Running:
         self._read_rate = 0.0
 
     def tokens(self) -> int:
-        """Tokens that all of them together have in the window, or soon will; what they share counts once."""
-        return sum(len(job.tokens) - job.shared for job in self.jobs)
+        """Tokens that all of them together have in the window, or soon will."""
+        # What two share is counted twice: by too small a sum, who stepped aside would be let in again and again.
+        return sum(len(job.tokens) for job in self.jobs)
 
     def forget_speed(self) -> None:
         """Another model reads at another speed."""

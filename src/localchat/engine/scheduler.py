@@ -296,8 +296,7 @@ class Engine:
             self._fit(job, resident, len(job.tokens) + reserve, explicit)
         elif not resident.holds(min(explicit, job.limit) if explicit else len(job.tokens) + reserve):
             return False
-        shared = resident.cache.shared(job.tokens)
-        together = self._running.tokens() + len(job.tokens) - shared + min(reserve, _JOINING_RESERVE)
+        together = self._running.tokens() + len(job.tokens) + min(reserve, _JOINING_RESERVE)
         if self._running.jobs and together > resident.n_ctx:
             # The window is only made anew when nothing runs, so this one waits; but the next window shall hold all of
             # them: whoever asks several things at once does so again.
@@ -307,7 +306,7 @@ class Engine:
         sequence = resident.cache.take(job.tokens)
         if not sequence:
             return False
-        job.seat(sequence, min(shared, len(sequence.tokens)))
+        job.seat(sequence)
         if not job.sampler:
             job.sampler = Sampler(resident.model.n_vocab, job.sampling)
             job.sampler.read(job.tokens)
