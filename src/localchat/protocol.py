@@ -69,13 +69,7 @@ class Message(msgspec.Struct, omit_defaults=True, frozen=True):
         return "".join(part.text for part in self.content or [])
 
 
-class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_fields=True):
-    """How the next token is chosen; None means the model's recommended value, or the engine's.
-
-    The meanings are llama.cpp's: `top_k` 0 and `top_p` 1 switch a filter off, `temperature` 0 always takes the
-    likeliest token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
-    """
-
+class _SamplingFields(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     temperature: Temperature | None = None
     top_p: Share | None = None
     top_k: TopK | None = None
@@ -86,6 +80,14 @@ class Sampling(msgspec.Struct, omit_defaults=True, frozen=True, forbid_unknown_f
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     seed: Seed | None = None
+
+
+class Sampling(_SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How the next token is chosen; None means the model's recommended value, or the engine's.
+
+    The meanings are llama.cpp's: `top_k` 0 and `top_p` 1 switch a filter off, `temperature` 0 always takes the
+    likeliest token, `repeat_last_n` is in tokens. `seed` None is random, and the one that was drawn is reported.
+    """
 
 
 class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -110,7 +112,7 @@ class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):
     include_usage: bool = False
 
 
-class ChatRequest(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
+class ChatRequest(_SamplingFields, kw_only=True, frozen=True):
     """The body of `POST /v1/chat/completions`. Fields that only a hosted service knows are ignored."""
 
     messages: list[Message]
@@ -120,16 +122,6 @@ class ChatRequest(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True)
     max_tokens: PositiveCount | None = None
     max_completion_tokens: PositiveCount | None = None
     stop: str | list[str] | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    typical_p: Share | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    repeat_last_n: RepeatWindow | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    seed: Seed | None = None
     n: int | None = None
     tools: list[dict[str, Any]] | None = None
     response_format: dict[str, Any] | None = None
