@@ -14,6 +14,11 @@ from common import NO_AMX, child_json, environment, home_with_starter, interleav
 
 TOKENS = 128
 PROMPT = "Write a long story about a dragon who learns to sail."
+# What the starter's template makes of it, for the loop that has no templates: all read the same tokens.
+RENDERED = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+)
 
 BARE = (
     NO_AMX
@@ -71,6 +76,7 @@ def main(rounds: int) -> None:
     (home / "settings.toml").write_text(f"threads = {threads}\n")
     env = environment(home)
     words = [str(model), PROMPT, str(TOKENS), str(threads)]
+    rendered = [str(model), RENDERED, str(TOKENS), str(threads)]
 
     def through_host() -> float:
         command = localchat("ask", "--json", "--temperature", "0", "--max-tokens", str(TOKENS), PROMPT)
@@ -82,8 +88,8 @@ def main(rounds: int) -> None:
     results = interleaved(
         {
             "localchat": through_host,
-            "bare loop": lambda: child_json(BARE, env, *words)["rate"],
-            "bare loop, threads that sleep": lambda: child_json(BARE, passive, *words)["rate"],
+            "bare loop": lambda: child_json(BARE, env, *rendered)["rate"],
+            "bare loop, threads that sleep": lambda: child_json(BARE, passive, *rendered)["rate"],
             "llama_cpp.Llama": lambda: child_json(PEER, env, *words)["rate"],
         },
         rounds,

@@ -74,10 +74,14 @@ def test_a_little_load_changes_nothing_in_either_direction(machine: Machine) -> 
     assert controller.update() == 1
 
 
-def test_load_while_the_engine_did_nothing_does_not_count(machine: Machine) -> None:
+def test_load_while_the_engine_rests_does_not_count(machine: Machine) -> None:
     controller = controller_on(machine)
+    machine.passes(0.2, own=2, others=0)
+    controller.rest()
     machine.passes(0.3, own=0.05, others=1.5)  # a client that is starting
     assert controller.update() == 2
+    machine.passes(0.3, own=1.2, others=0.8)
+    assert controller.update() == 1
 
 
 def test_the_load_is_not_measured_at_every_step(machine: Machine) -> None:

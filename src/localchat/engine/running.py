@@ -62,6 +62,7 @@ class Running:
             self._leave(job, resident)
             job.abandon()
         if not self.jobs:
+            self._controller.rest()
             return []
         context.use_threads(self._controller.update())
         context.begin()
@@ -83,6 +84,8 @@ class Running:
                 fed.job.reading(self._read_rate)
             elif not self._sample(fed.job, fed.output, resident):
                 aside.append(fed.job)
+        if not self.jobs:
+            self._controller.rest()
         return aside
 
     def _fill_batch(self, resident: Resident) -> list[_Fed]:

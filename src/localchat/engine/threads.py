@@ -23,8 +23,6 @@ _WINDOW_S = 0.25
 # thread less would be slower by its share all the time.
 _SPARE_TO_KEEP, _SPARE_TO_GAIN = 0.55, 0.75
 
-_WORKED = 0.3  # share of one core that this process must have used for a measure to count
-
 
 def most_threads() -> int:
     """The person's choice, else one for each physical core that this process may use."""
@@ -69,12 +67,19 @@ class ThreadController:
         now = self._sample()
         self._due = now.at + _WINDOW_S
         last, self._last = self._last, now
-        if last and now.own - last.own >= _WORKED * (now.at - last.at):
-            # What we could have is what we have plus what nobody has. A time in which we did nothing tells only what it
-            # took to ask us: a client that starts takes a core for a moment, and is done when we begin.
+        if last and now.at > last.at:
+            # What we could have is what we have plus what nobody has.
             cores = (now.own - last.own + now.idle - last.idle) / (now.at - last.at)
             while self.threads > 1 and cores < self.threads - 1 + _SPARE_TO_KEEP:
                 self.threads -= 1
             while self.threads < self._most and cores >= self.threads + _SPARE_TO_GAIN:
                 self.threads += 1
         return self.threads
+
+    def rest(self) -> None:
+        """Nothing is being computed any more: what others use until we go on says nothing about the time after that.
+
+        (A client that starts takes a core for a moment, and is done when we begin.)
+        """
+        self._last = None
+        self._due = 0.0

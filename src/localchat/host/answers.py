@@ -19,7 +19,7 @@ from localchat.errors import LocalchatError
 from localchat.host.guard import error_response
 from localchat.host.mailbox import Mailbox
 
-_PACE_S = 0.04
+_PACE_S = 0.06
 """Tokens that come within this time leave together: each departure costs time that the engine's threads would use."""
 
 _DONE = b"data: [DONE]\n\n"
