@@ -1,6 +1,7 @@
 """Decode speed through host and client, against a bare loop on llama.cpp's API and against `llama_cpp.Llama` streaming.
 
-All with the same model, threads, prompt and number of tokens, greedy. `python benchmarks/decode.py [ROUNDS]`
+All with the same model, threads, prompt and number of tokens, greedy. `python benchmarks/decode.py [ROUNDS] [busy]`;
+with `busy`, another program computes on one core all the while, and answers are shorter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from common import NO_AMX, child_json, environment, home_with_starter, interleaved, localchat, report
 
-TOKENS = 128
+TOKENS, TOKENS_BUSY = 128, 32
 PROMPT = "Write a long story about a dragon who learns to sail."
 # What the starter's template makes of it, for the loop that has no templates: all read the same tokens.
 RENDERED = (
@@ -70,20 +71,22 @@ print(json.dumps({"rate": (len(times) - 1) / (times[-1] - times[0])}))
 )
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, busy: bool) -> None:
+    tokens = TOKENS_BUSY if busy else TOKENS
     home, model = home_with_starter()
     threads = 2
     (home / "settings.toml").write_text(f"threads = {threads}\n")
     env = environment(home)
-    words = [str(model), PROMPT, str(TOKENS), str(threads)]
-    rendered = [str(model), RENDERED, str(TOKENS), str(threads)]
+    words = [str(model), PROMPT, str(tokens), str(threads)]
+    rendered = [str(model), RENDERED, str(tokens), str(threads)]
 
     def through_host() -> float:
-        command = localchat("ask", "--json", "--temperature", "0", "--max-tokens", str(TOKENS), PROMPT)
+        command = localchat("ask", "--json", "--temperature", "0", "--max-tokens", str(tokens), PROMPT)
         done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE)
         rate: float = json.loads(done.stdout)["timings"]["tokens_per_second"]
         return rate
 
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     passive = environment(home, OMP_WAIT_POLICY="passive")
     results = interleaved(
         {
@@ -94,10 +97,13 @@ def main(rounds: int) -> None:
         },
         rounds,
     )
+    if other:
+        other.kill()
     subprocess.run(localchat("stop"), env=env, check=True, stdout=subprocess.DEVNULL)
     ratios = [("localchat", name) for name in results if name != "localchat"]
-    report(f"Decode, {Path(model).name}, {threads} threads, {TOKENS} tokens", "tokens/s", results, ratios)
+    load = ", one core busy with another program" if busy else ""
+    report(f"Decode, {Path(model).name}, {threads} threads, {tokens} tokens{load}", "tokens/s", results, ratios)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7, "busy" in sys.argv)
