@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -135,7 +136,7 @@ class _Printer:
         self._last = ""
         self.exit_code = 0
         # A locale without Unicode must not break an answer that has some.
-        if isinstance(sys.stdout, object) and hasattr(sys.stdout, "reconfigure"):
+        if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")
 
     @property
