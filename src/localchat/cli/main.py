@@ -17,11 +17,23 @@ if TYPE_CHECKING:
 COMMANDS = {
     "ask": "answer one prompt: for scripts and quick questions",
     "chat": "open the terminal chat (also what `localchat` alone does)",
-    "models": "list the models that are installed and those that can be fetched",
+    "models": "show which models are here, which can be fetched, and which fit this machine",
+    "pull": "fetch a model: a catalogue name, owner/repo[:quantization] of a hub, or a URL",
+    "import": "take in a GGUF file, or find those that other programs have (--scan)",
+    "export": "copy a model and its record to a folder, such as a USB stick",
+    "show": "show what is known of a model",
+    "verify": "read models again and compare their sha256",
+    "rm": "remove a model",
+    "prune": "remove partial downloads and other leftovers",
+    "du": "show what takes room on the disk",
+    "doctor": "look this machine over and say what to mend",
     "status": "show what the engine holds in memory",
     "stop": "end the engine",
     "serve": "run the engine in the foreground, on request as an OpenAI-compatible server",
 }
+
+_MODULES = {"import": "import_"}
+"""Commands whose module cannot have their name."""
 
 _INTERRUPTED = 130
 
@@ -93,7 +105,7 @@ def _run(arguments: list[str]) -> int:
 
         return serve_detached(arguments[2])
     name, arguments, implicit = _command_of(arguments)
-    module = importlib.import_module(f"localchat.cli.{name}")
+    module = importlib.import_module(f"localchat.cli.{_MODULES.get(name, name)}")
     command: click.Command = module.command
     import click
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from localchat.errors import LocalchatError, NoSuchModel, UsageError
-from localchat.models.names import check_member, check_part, place_of
+from localchat.models.names import check_member, check_part, check_repo, place_of
+from localchat.models.shape import Shape
 from localchat.paths import paths
 from localchat.protocol import Sampling
 from localchat.safe_text import safe_line
@@ -31,15 +32,19 @@ _MIRROR_FIELDS = {"file", "sha256", "name"}
 
 
 class Hub(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hub"):
-    """A file in a repo of a hub, at a revision (a commit where it was pinned)."""
+    """A file in a repo of a hub, at a revision (a commit where it was pinned).
+
+    `file` is its path in the repo; in the catalogue it may be left out where that is the file's own name.
+    """
 
     repo: str
-    revision: str
-    file: str
+    revision: str = "main"
+    file: str = ""
 
     def __post_init__(self) -> None:
-        place_of(self.repo, PurePosixPath(self.file).name)
-        check_member(self.file)
+        check_repo(self.repo)
+        if self.file:
+            check_member(self.file)
         for part in self.revision.split("/"):
             check_part(part, "revision")
 
@@ -77,19 +82,32 @@ Source = Hub | Mirror | Wheel
 
 
 class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One file of a model, `size` in bytes. What is not pinned here, the hub tells when the file is fetched."""
+    """One file of a model, `size` in bytes. What is not pinned here, the hub tells when the file is fetched.
+
+    Without a `source` of its own it has its model's.
+    """
 
     name: Name
     file: str
-    source: Annotated[list[Source], msgspec.Meta(min_length=1)]
+    source: list[Source] = []
     size: Positive | None = None
     sha256: Sha256 | None = None
 
     def __post_init__(self) -> None:
         place_of("owner/repo", self.file)
+
+    def from_sources(self, usual: list[Source]) -> Quantization:
+        """The same with its sources complete: `usual` ones where it has none. Raises `ValueError` without any."""
+        sources: list[Source] = [
+            msgspec.structs.replace(source, file=self.file) if isinstance(source, Hub) and not source.file else source
+            for source in self.source or usual
+        ]
+        if not sources:
+            raise ValueError(f'quantization "{self.name}" has no source, and neither has its model')
         pinned = self.sha256 is not None and self.size is not None
-        if not pinned and not all(isinstance(source, Hub) for source in self.source):
+        if not pinned and not all(isinstance(source, Hub) for source in sources):
             raise ValueError(f'quantization "{self.name}" needs size and sha256, which only a hub can tell by itself')
+        return msgspec.structs.replace(self, source=sources)
 
     @property
     def label(self) -> str:
@@ -98,7 +116,10 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model. `parameters` is their number, `context` the window in tokens it was trained for."""
+    """One model. `parameters` is their number, `context` the window in tokens it was trained for.
+
+    `source` holds for every file without one of its own. `projector` is what a model that sees pictures needs beside it.
+    """
 
     name: Name
     family: Words
@@ -110,8 +131,15 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     languages: list[str] = []
     sampling: Sampling = Sampling()
     starter: bool = False
+    shape: Shape | None = None
+    source: list[Source] = []
+    projector: Quantization | None = None
 
     def __post_init__(self) -> None:
+        complete = [quantization.from_sources(self.source) for quantization in self.quantization]
+        msgspec.structs.force_setattr(self, "quantization", complete)
+        if self.projector:
+            msgspec.structs.force_setattr(self, "projector", self.projector.from_sources(self.source))
         twice = _first_twice(quantization.name for quantization in self.quantization)
         if twice:
             raise ValueError(f'"{self.name}" lists the quantization "{twice}" twice')
