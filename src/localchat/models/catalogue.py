@@ -118,7 +118,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model. `parameters` is their number, `context` the window in tokens it was trained for.
 
-    `source` holds for every file without one of its own. `projector` is what a model that sees pictures needs beside it.
+    `source` holds for every file without one of its own. `projector` is what a model that sees needs beside it.
     """
 
     name: Name
