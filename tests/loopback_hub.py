@@ -7,19 +7,22 @@ is used up after its `times`. What was asked is in `hub.requests`.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,6 +40,8 @@ Kind = Literal[
     "hang",  # answer nothing for `pause` seconds
     "html",  # answer 200 with a web page
     "gzip",  # claim that the body is compressed
+    "bomb",  # send a small compressed body that would become a large one
+    "other_etag",  # send the right bytes under another ETag
     "changed",  # from now on the file has other bytes and another ETag
     "no_promise",  # leave out X-Linked-Etag, X-Linked-Size and X-Repo-Commit
 ]
@@ -55,6 +60,8 @@ class Fault:
     at: int = 0
     location: str = ""
     pause: float = 0.0
+    skip: int = 0
+    """How many requests that would be met are answered well before."""
 
 
 @dataclass
@@ -64,6 +71,10 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    start: int = 0
+    """First byte of the file that the answer holds."""
+    sent: int = 0
+    """Bytes of the body that were sent."""
 
 
 @dataclass
@@ -87,6 +98,12 @@ class LoopbackHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     token: str | None = None
+    gated: set[str] = field(default_factory=set)
+    """Repos whose files are only for those who accepted the licence (here: for `token`)."""
+    sizes: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Sizes that a listing claims against the truth."""
+    plain: bool = False
+    """Answer as an ordinary web server: no promise of a hash, and no entity tag that is one."""
     bytes_per_second: float | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -103,10 +120,19 @@ class LoopbackHub:
         """The first fault that applies, used up by one."""
         with self.lock:
             for fault in self.faults:
-                if method in fault.methods and fault.times > 0:
-                    fault.times -= 1
-                    return fault
+                if method not in fault.methods or fault.times <= 0:
+                    continue
+                if fault.skip > 0:
+                    fault.skip -= 1
+                    continue
+                fault.times -= 1
+                return fault
         return None
+
+
+@cache
+def _bomb() -> bytes:
+    return gzip.compress(bytes(64 << 20), 1)
 
 
 class _Server(ThreadingHTTPServer):
@@ -137,7 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub = self.server.hub
         headers = {name.lower(): value for name, value in self.headers.items()}
-        hub.requests.append(Request(self.command, self.path, headers))
+        self.request_seen = Request(self.command, self.path, headers)
+        hub.requests.append(self.request_seen)
         if hub.token and headers.get("authorization") not in (None, f"Bearer {hub.token}"):
             self._refuse(401)
             return
@@ -149,6 +176,9 @@ class _Handler(BaseHTTPRequestHandler):
         file = hub.files.get((match[1], match[3])) if match else None
         if not match or file is None:
             self._refuse(404, "EntryNotFound")
+            return
+        if match[1] in hub.gated and (not hub.token or "authorization" not in headers):
+            self._refuse(403, "GatedRepo")
             return
         if match[2] not in ("main", file.commit):
             self._refuse(404, "RevisionNotFound")
@@ -169,13 +199,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Please log in</html>")
             return
         if kind == "changed":
-            file.content = bytes(byte ^ 0x5A for byte in file.content[:4096]) + file.content[4096:]
+            other = bytes(byte ^ 0x5A for byte in file.content[4:4096])
+            file.content = file.content[:4] + other + file.content[4096:]
         content, size = file.content, len(file.content)
         if kind == "wrong":
             content = content[: size // 2] + bytes([content[size // 2] ^ 0xFF]) + content[size // 2 + 1 :]
         status, start = 200, 0
         answer = {"ETag": f'"{file.sha256}"', "Accept-Ranges": "bytes", "Content-Type": "binary/octet-stream"}
-        if kind != "no_promise":
+        if self.server.hub.plain:
+            answer["ETag"] = '"plain"'
+        elif kind != "no_promise":
             answer |= self._promise(file)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         fresh = headers.get("if-range") in (None, answer["ETag"])
@@ -188,10 +221,15 @@ class _Handler(BaseHTTPRequestHandler):
             shift = 1 if kind == "bad_range" else 0
             status, content = 206, content[start : end + 1]
             answer["Content-Range"] = f"bytes {start + shift}-{end}/{size}"
-        if kind == "gzip":
+        if kind in ("gzip", "bomb"):
             answer["Content-Encoding"] = "gzip"
+        if kind == "bomb":
+            content = _bomb()
+        if kind == "other_etag":
+            answer["ETag"] = '"other"'
         if kind == "longer":
             content += b"more" * 1000
+        self.request_seen.start = start
         self._send(status, answer, content, fault)
 
     def _promise(self, file: HubFile) -> dict[str, str]:
@@ -236,26 +274,34 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind == "drip":
             for byte in body:
                 self.wfile.write(bytes([byte]))
+                self.request_seen.sent += 1
                 time.sleep(fault.pause)
             return
         speed = self.server.hub.bytes_per_second
         if speed is None:
             self.wfile.write(body)
+            self.request_seen.sent += len(body)
             return
         step = max(1, int(speed / 50))
         for start in range(0, len(body), step):
             self.wfile.write(body[start : start + step])
+            self.request_seen.sent += len(body[start : start + step])
             time.sleep(1 / 50)
 
     def _api(self, path: str) -> None:
         hub = self.server.hub
         rest = path.removeprefix("/api/models").strip("/")
-        repo = re.sub(r"/revision/.*$", "", rest)
+        repo, _, revision = rest.partition("/revision/")
         repos = {name for name, _ in hub.files}
         if rest and repo not in repos:
             self._refuse(404, "RepoNotFound")
             return
         found = [self._info(name) for name in sorted(repos) if name == repo or not rest]
+        if revision not in ("", "main", *(info["sha"] for info in found)):
+            self._refuse(404, "RevisionNotFound")
+            return
+        words = parse_qs(urlsplit(self.path).query).get("search", [""])[0].lower().split()
+        found = [info for info in found if all(word in info["id"].lower() for word in words)]
         body = json.dumps(found[0] if rest else found).encode()
         self._send(200, {"Content-Type": "application/json"}, body)
 
@@ -266,14 +312,14 @@ class _Handler(BaseHTTPRequestHandler):
             "modelId": repo,
             "sha": next(iter(files.values())).commit,
             "private": False,
-            "gated": False,
+            "gated": "manual" if repo in self.server.hub.gated else False,
             "downloads": 1,
             "likes": 0,
-            "tags": ["gguf"],
+            "tags": ["gguf", "license:apache-2.0"],
             "siblings": [
                 {
                     "rfilename": file,
-                    "size": len(held.content),
+                    "size": self.server.hub.sizes.get((repo, file), len(held.content)),
                     "lfs": {"sha256": held.sha256, "size": len(held.content), "pointerSize": 134},
                 }
                 for file, held in files.items()
@@ -282,11 +328,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running_hub() -> Iterator[LoopbackHub]:
-    """Run a hub on a free port of this machine until the block ends."""
+def running_hub(tls: ssl.SSLContext | None = None) -> Iterator[LoopbackHub]:
+    """Run a hub on a free port of this machine until the block ends; with `tls`, over https."""
     hub = LoopbackHub()
     server = _Server(hub)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    hub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

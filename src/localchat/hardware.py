@@ -1,12 +1,43 @@
-"""What this machine offers: cores that this process may use, and memory that is available."""
+"""What this machine offers: cores that this process may use, memory that is available, devices beside the processor."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+class Device(msgspec.Struct, frozen=True):
+    """A device that the engine can compute on besides the processor; `free` and `total` are bytes.
+
+    `name` is llama.cpp's short one ("CUDA0"), `description` the maker's. `unified`: it has no memory of its own but
+    shares the machine's (Apple's processors, graphics inside a processor): what lies there is not available twice.
+    """
+
+    name: str
+    description: str
+    kind: Literal["gpu", "integrated"]
+    free: int
+    total: int
+    unified: bool
+
+
+class EngineBuild(msgspec.Struct, frozen=True):
+    """What a build of llama.cpp is: where it lies, what each of its backends was made for, which devices it sees.
+
+    `backends` maps a backend ("CPU", "CUDA") to what it says of itself ("AVX2": "1"). `offload`: whether it can compute
+    anywhere but on the processor.
+    """
+
+    library: str
+    backends: dict[str, dict[str, str]]
+    offload: bool
+    devices: list[Device]
 
 
 def usable_cores() -> int:

@@ -133,3 +133,21 @@ def private_folder(folder: Path, *, shared_parent: bool = False) -> Path:
             "make it writable, or set LOCALCHAT_HOME to a folder that is"
         ) from error
     return folder
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Put `content` into `file` at once or not at all, readable by this user only; its folder is made if need be.
+
+    For what can be had again (indexes, measurements): a power cut may lose it. Raises `LocalchatError`, `OSError`.
+    """
+    private_folder(file.parent)
+    temporary = file.with_name(f".{file.name}.{os.urandom(4).hex()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as target:
+            target.write(content)
+        temporary.replace(file)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

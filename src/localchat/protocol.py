@@ -93,7 +93,8 @@ class Sampling(_SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields
 class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     """What a request may ask of localchat beyond the standard.
 
-    `context`: the context window wanted, in tokens. `thinking`: switch a model's thinking on or off where its
+    `context`: the context window wanted, in tokens. `gpu_layers`: how many layers shall lie on GPUs (0: none, None: as
+    many as fit); a model that lies otherwise is loaded anew. `thinking`: switch a model's thinking on or off where its
     template can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it.
     `progress`: send progress chunks (they have no choices, which foreign clients do not expect). `verified_only`:
     refuse a model file that has to be hashed first (`needs_verification`), so that the client can do that and show it.
@@ -102,6 +103,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     overflow: Literal["error", "slide"] = "error"
     thinking: bool | None = None
     context: PositiveCount | None = None
+    gpu_layers: Count | None = None
     progress: bool = False
     verified_only: bool = False
 
@@ -289,6 +291,7 @@ class LoadRequest(msgspec.Struct, omit_defaults=True, frozen=True):
 
     model: str = ""
     context: PositiveCount | None = None
+    gpu_layers: Count | None = None
 
 
 class TokenizeRequest(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -304,8 +307,19 @@ class TokenizeResponse(msgspec.Struct, frozen=True):
     tokens: list[int]
 
 
+class DeviceUse(msgspec.Struct, frozen=True):
+    """A device beside the processor that holds part of a model: llama.cpp's name for it, its maker's, and bytes."""
+
+    name: str
+    description: str
+    bytes: int
+
+
 class LoadedModel(msgspec.Struct, frozen=True):
-    """What is in memory. Sizes are bytes, `context` tokens, `architecture` is llama.cpp's name for it."""
+    """What is in memory. Sizes are bytes, `context` tokens, `architecture` is llama.cpp's name for it.
+
+    `gpu_layers` of its `layers` (the output head counts as one) lie on `devices`, with their share of the window.
+    """
 
     name: str
     path: str
@@ -316,6 +330,9 @@ class LoadedModel(msgspec.Struct, frozen=True):
     context_trained: int
     kv_bytes: int
     threads: int
+    layers: int = 0
+    gpu_layers: int = 0
+    devices: list[DeviceUse] = []
 
 
 class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):

@@ -47,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context: Positive | None = None
     """The context window, in tokens; unset, it grows with the conversation as far as model and memory allow."""
 
+    gpu_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """How many of a model's layers lie on GPUs, where the engine was built for one; 0: none; unset, as many as fit."""
+
     show_thinking: bool = False
     """Show what a model thinks before it answers (`ask` writes it to stderr)."""
 
@@ -172,7 +175,7 @@ def _line_of(text: str, steps: list[str | int]) -> int:
         end = next((start for start in headers if start > at), len(lines))
         pattern = re.compile(rf"(^|[\s{{,.\"'\[]){re.escape(step)}[\"']?\s*(=|\.)")
         at = next((line for line in range(at, end) if pattern.search(lines[line])), at)
-        if isinstance(place, int):
+        if isinstance(place, int) and not re.search(r"=\s*\[[^{\]]*\]", lines[at]):
             bare = [re.sub(r'"[^"]*"', "", line) for line in lines[at:end]]  # a brace in a text opens nothing
             braces = [at + number for number, line in enumerate(bare) for _ in range(line.count("{"))]
             at = braces[place] if place < len(braces) else at

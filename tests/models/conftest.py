@@ -13,7 +13,7 @@ import pytest
 from localchat import paths as paths_module
 from localchat import settings as settings_module
 from localchat.models import records
-from tests.loopback_hub import LoopbackHub, running_hub
+from tests.loopback_hub import LoopbackHub, Request, running_hub
 
 REPO = "someone/Tiny-GGUF"
 FILE = "tiny.Q8_0.gguf"
@@ -93,7 +93,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts that a test can wait for."""
-    monkeypatch.setattr("localchat.models.download._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("localchat.models.retries._FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def ranged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small ranges over several connections, for a file of 4 MB."""
+    monkeypatch.setattr("localchat.models.ranges.ONE_STREAM_BELOW", 1 << 20)
+    monkeypatch.setattr("localchat.models.ranges.CHUNK", 256 << 10)
+    monkeypatch.setattr("localchat.models.ranges.UNIT", 64 << 10)
+    monkeypatch.setattr("localchat.models.tasks._WORTH_SPLITTING", 64 << 10)
+
+
+def asked_bytes(requests: list[Request], size: int, *, sent: bool = False) -> numpy.ndarray:
+    """For each byte of a file of `size`, whether one of the requests asked for it; with `sent`, whether it was sent."""
+    asked = numpy.zeros(size, dtype=bool)
+    for request in requests:
+        first, _, last = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+        asked[int(first) : request.start + request.sent if sent else int(last or size - 1) + 1] = True
+    return asked
 
 
 Offer = Callable[..., str]

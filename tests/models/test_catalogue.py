@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from localchat.errors import NoSuchModel, UsageError
-from localchat.models.catalogue import Hub, Wheel, catalogue, load, shipped_file
+from localchat.models.assess import _QUALITY
+from localchat.models.catalogue import Entry, Hub, Quantization, Wheel, catalogue, load, shipped_file
+from localchat.models.names import is_projector
+from localchat.models.store import label_in
 from localchat.protocol import Sampling
 from tests.models.conftest import Offer, forget
 
@@ -75,17 +78,59 @@ def test_the_shipped_starter_is_the_one_that_was_chosen(home: Path) -> None:
     assert str(starter.place(q4_1)) == f"{hub.repo}/{q4_1.file}"
 
 
+SHIPPED = load(shipped_file())
+FILES = [pytest.param(entry, one, id=f"{entry.name}:{one.name}") for entry, one in SHIPPED.files()]
+
+
 def test_the_shipped_catalogue_is_consistent() -> None:
-    shipped = load(shipped_file())
-    assert sum(entry.starter for entry in shipped.model) == 1
-    files = list(shipped.files())
-    assert len(shipped.by_place) == len(files), "two entries would lie in the same place"
+    assert sum(entry.starter for entry in SHIPPED.model) == 1
+    files = list(SHIPPED.files())
+    assert len(SHIPPED.by_place) == len(files), "two entries would lie in the same place"
     pinned = [quantization for _, quantization in files if quantization.sha256]
-    assert len(shipped.by_sha256) == len(pinned), "two entries have the same hash"
-    for entry, quantization in files:
-        for source in quantization.source:
-            if isinstance(source, Hub) and quantization.sha256:
-                assert len(source.revision) == 40, f"{entry.name} pins a hash but no commit"
+    assert len(SHIPPED.by_sha256) == len(pinned), "two entries have the same hash"
+
+
+def test_the_catalogue_has_what_was_promised() -> None:
+    assert len(SHIPPED.model) >= 25
+    names = " ".join(entry.name for entry in SHIPPED.model)
+    for family in (
+        "deepseek-r1-distill",
+        "deepseek-r1-0528",
+        "qwen3-",
+        "gemma-3",
+        "llama-3",
+        "phi-4",
+        "smollm",
+        "stral",
+    ):
+        assert family in names
+    assert "gpt-oss-20b" in names and "granite" in names and "coder" in names
+    abilities = {ability for entry in SHIPPED.model for ability in entry.abilities}
+    assert abilities == {"chat", "thinking", "code", "vision"}
+    parameters = [entry.parameters for entry in SHIPPED.model]
+    assert min(parameters) < 200_000_000 and 30e9 < max(parameters) < 40e9
+
+
+@pytest.mark.parametrize("entry", [pytest.param(entry, id=entry.name) for entry in SHIPPED.model])
+def test_an_entry_makes_sense(entry: Entry) -> None:
+    assert entry.context and entry.context >= 2048 and "chat" in entry.abilities
+    assert entry.shape is None or entry.shape.embedding * entry.shape.layers < entry.parameters
+    assert entry.sampling.temperature is None or 0 <= entry.sampling.temperature <= 2
+    if "vision" in entry.abilities:
+        assert entry.projector and is_projector(entry.projector.file)
+    first = entry.quantization[0]
+    assert first.size and first.sha256, "the usual file of an entry is pinned"
+
+
+@pytest.mark.parametrize(("entry", "quantization"), FILES)
+def test_a_file_makes_sense(entry: Entry, quantization: Quantization) -> None:
+    label = label_in(quantization.file)
+    assert label in ("", quantization.label), "the name speaks of another quantization"
+    assert quantization.label in _QUALITY
+    if quantization.size:
+        # A projector's parameters are not in the file, and neither is an output matrix that is shared always counted.
+        bits = quantization.size * 8 / entry.parameters
+        assert 0.75 * _QUALITY[quantization.label] < bits < 1.8 * _QUALITY[quantization.label]
 
 
 def test_no_file_names_the_host_of_a_package_registry() -> None:
@@ -171,14 +216,15 @@ def test_faults_of_the_whole_file(file: Path) -> None:
 
 def test_a_persons_own_catalogue_adds_and_overrides(home: Path, offer: Offer, tiny: bytes) -> None:
     offer(tiny, starter=True)
-    assert [entry.name for entry in catalogue().model] == ["tiny", "smollm2-135m"]
+    assert [entry.name for entry in catalogue().model][:2] == ["tiny", "smollm2-135m"]
     assert catalogue().starter.name == "tiny"
     text = (home / "models.toml").read_text()
     (home / "models.toml").write_text(
         text.replace('"tiny"', '"smollm2-135m"').replace("starter = true", "starter = false")
     )
     forget()
-    (entry,) = catalogue().model
+    entry = catalogue().model[0]
+    assert [one.name for one in catalogue().model].count("smollm2-135m") == 1
     assert entry.sampling == Sampling(temperature=0.5)
     with pytest.raises(NoSuchModel, match="no starter"):
         _ = catalogue().starter

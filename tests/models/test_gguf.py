@@ -22,6 +22,8 @@ from localchat.safe_text import safe_line
 class Bytes:
     """Bytes in memory as a source that counts what is read."""
 
+    window = 1 << 20
+
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.size = len(content)

@@ -102,7 +102,9 @@ def make_request(text: str, wanted: Wishes) -> protocol.ChatRequest:
         stream=True,
         max_tokens=other.max_tokens,
         stop=other.stop or None,
-        localchat=protocol.Extras(thinking=other.thinking, context=other.context, progress=True),
+        localchat=protocol.Extras(
+            thinking=other.thinking, context=other.context, gpu_layers=other.gpu_layers, progress=True
+        ),
         **msgspec.structs.asdict(wanted.sampling),
     )
 

@@ -51,6 +51,7 @@ def open_chat(wanted: Wishes, engine_url: str | None) -> int:
         sampling=wanted.sampling,
         max_tokens=wanted.other.max_tokens,
         context=wanted.other.context,
+        gpu_layers=wanted.other.gpu_layers,
         stop=wanted.other.stop,
         thinking=wanted.other.thinking,
         prepare=prepare if engine.is_local else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from localchat.cli.progress import ProgressLine, seconds, size
+from localchat.cli.progress import ProgressLine, bar, seconds, size
 from localchat.models.fetch import THIS_MACHINE, ensure
 from localchat.models.progress import FetchProgress
 
@@ -26,10 +26,13 @@ def make_ready(name: str, progress: ProgressLine) -> None:
 
 
 def describe_fetch(state: FetchProgress) -> str:
-    """A fetch, or the check of a file, in a few words: how much of how much, how fast, how long still."""
-    share = f"{state.done / state.total:.0%}, " if state.total else ""
+    """A fetch, or the check of a file, in a few words: how much of how much, how fast, how long still.
+
+    What changes comes first, so that a narrow terminal cuts off what does not.
+    """
+    share = f"{bar(state.done / state.total)}{state.done / state.total:.0%}, " if state.total else ""
     total = f" of {size(state.total)}" if state.total else ""
     speed = f", {size(state.bytes_per_second)}/s" if state.bytes_per_second else ""
     left = f", {seconds(state.eta)} left" if state.eta is not None else ""
     doing = "verifying the model file" if state.source == THIS_MACHINE else f"fetching from {state.source}"
-    return f"{doing}: {share}{size(state.done)}{total}{speed}{left}"
+    return f"{share}{size(state.done)}{total}{speed}{left}, {doing}"

@@ -94,6 +94,7 @@ def _give_up_stderr_if_full() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    arguments = _without_offline(arguments)
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
         print(_help())
         return 0
@@ -121,6 +122,18 @@ def _run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _complain(f"{error.format_message().rstrip('.')}: see `localchat {name} --help`", 2)
     return result if isinstance(result, int) else 0
+
+
+def _without_offline(arguments: list[str]) -> list[str]:
+    """`--offline` may stand anywhere before a `--`; it is handed on as the variable that every part looks at."""
+    options, rest = arguments, []
+    if "--" in arguments:
+        end = arguments.index("--")
+        options, rest = arguments[:end], arguments[end:]
+    if "--offline" not in options:
+        return arguments
+    os.environ["LOCALCHAT_OFFLINE"] = "1"
+    return [argument for argument in options if argument != "--offline"] + rest
 
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str], bool]:
@@ -153,7 +166,8 @@ def _help() -> str:
         "Chat with open-weight models on this computer: no account, no service, no network once a model is here.\n\n"
         f"Commands:\n{commands}\n\n"
         'Without a command: `localchat` opens the chat, `localchat "a question"` and `… | localchat` ask.\n'
-        "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n\n"
+        "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n"
+        "With `--offline` (or LOCALCHAT_OFFLINE=1) nothing asks the network.\n\n"
         "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 no such model, 4 could not fetch, 5 does not fit in memory,\n"
         "6 prompt exceeds the context window, 7 engine failed, 8 damaged or unverified file, 130 interrupted."
     )

@@ -1,79 +1,125 @@
-"""`localchat models`: what is installed, and what the catalogue offers."""
+"""`localchat models`: what is installed, what could be fetched, and how each would do on this machine."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from localchat.cli.progress import size as in_words
-from localchat.models import store
-from localchat.models.catalogue import Entry, catalogue
+from localchat.client import measured
+from localchat.client.local import LocalEngine
+from localchat.errors import LocalchatError
+from localchat.models import overview
+from localchat.models.assess import Circumstances
+from localchat.models.overview import Row
 from localchat.paths import paths
 from localchat.safe_text import safe_json, safe_line
 
-_COLUMNS = ("MODEL", "QUANTIZATION", "SIZE", "CONTEXT", "LICENSE", "STATE")
+_SEARCHED = 20
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--all", "every", is_flag=True, help="Show every quantization of the catalogue's models.")
+@click.option("--search", "words", metavar="WORDS", help="Look for GGUF models at the hub.")
+@click.option("--context", type=click.IntRange(min=1), metavar="N", help="Compute memory for this context window.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def command(as_json: bool) -> None:
-    """List the models on this machine, and those that localchat knows how to fetch."""
-    rows = _rows()
+def command(every: bool, words: str | None, context: int | None, as_json: bool) -> None:
+    """List models: those on this machine, and those that can be fetched.
+
+    Memory, fit and speed are for this machine as it is now: against the memory that is free, with its measured speed.
+    """
+    circumstances = Circumstances.now(
+        machine=measured.machine(may_measure=False), context=context, freed=_held_by_engine()
+    )
+    if words is not None:
+        rows = overview.searched(words, circumstances, _SEARCHED)
+    else:
+        rows = overview.rows(circumstances, every_quantization=every)
     if as_json:
         import msgspec
 
         print(safe_json(msgspec.json.encode(rows)))
         return
-    table = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(_COLUMNS))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print(f"\nInstalled models are kept under {paths().models}; any GGUF file can be used with -m path/to/file.gguf.")
+    if words is not None and not rows:
+        print(f"The hub has no GGUF model that matches {safe_line(words)!r}.")
+        return
+    print(_table(rows))
+    print("\n" + "\n".join(safe_line(line) for line in _remarks(rows, circumstances, words)))
 
 
-def _rows() -> list[dict[str, Any]]:
-    """Installed models first, then what is only in the catalogue. Sizes are bytes, context is tokens."""
-    rows = []
-    places = set()
-    for file in store.installed():
-        place = file.path.relative_to(paths().models).as_posix()
-        places.add(place)
-        known = catalogue().by_place.get(place)
-        rows.append(_row(file.name, file.quantization, file.size, known[0] if known else None, file))
-    for entry, quantization in catalogue().files():
-        if str(entry.place(quantization)) not in places:
-            rows.append(_row(entry.short_name(quantization), quantization.label, quantization.size, entry, None))
-    return rows
+def _held_by_engine() -> int:
+    """Bytes that an engine of ours gives back when it takes another model."""
+    try:
+        status = LocalEngine().status()
+    except LocalchatError:
+        return 0
+    return status.anonymous_bytes if status and status.model else 0
 
 
-def _row(
-    name: str, quantization: str, size: int | None, entry: Entry | None, file: store.ModelFile | None
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "quantization": quantization,
-        "size": size,
-        "context": entry.context if entry else None,
-        "license": entry.license if entry else None,
-        "installed": file is not None,
-        "verified": file is not None and file.sha256 is not None,
-        "path": str(file.path) if file else None,
-    }
+def _speed(row: Row) -> str:
+    return f"{row.tokens_per_second:.0f}" if row.tokens_per_second else "?"
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    state = (
-        "installed" if row["verified"] else "to be verified when first used" if row["installed"] else "can be fetched"
-    )
-    return tuple(
-        safe_line(cell)
-        for cell in (
-            row["name"],
-            row["quantization"] or "?",
-            in_words(row["size"]) if row["size"] else "?",
-            f"{row['context']:,}" if row["context"] else "?",
-            row["license"] or "?",
-            state,
+def _state(row: Row) -> str:
+    if row.installed:
+        return "here" if row.verified else "here, not verified yet"
+    if row.downloads is not None:
+        return f"{row.downloads:,} downloads" + (", gated" if row.gated else "")
+    return ""
+
+
+# Header, cell, and how soon the column gives way where the terminal is narrow (0: never).
+_COLUMNS: tuple[tuple[str, Callable[[Row], str], int], ...] = (
+    ("MODEL", lambda row: ("* " if row.recommended else "  ") + row.name, 0),
+    ("QUANT", lambda row: row.quantization or "?", 1),
+    ("SIZE", lambda row: in_words(row.size) if row.size else "?", 0),
+    ("CONTEXT", lambda row: f"{row.trained:,}" if row.trained else "?", 4),
+    ("CAN", lambda row: ", ".join(row.abilities) or "?", 3),
+    ("LICENSE", lambda row: row.license or "?", 5),
+    ("MEMORY", lambda row: ("~" if row.estimated else "") + in_words(row.memory) if row.memory else "?", 2),
+    ("FITS", lambda row: row.fits or "?", 0),
+    ("TOKENS/S", _speed, 0),
+    ("STATE", _state, 0),
+)
+
+
+def _table(rows: list[Row]) -> str:
+    """The rows in columns; where a terminal is too narrow, the least needed columns are left out."""
+    columns = list(_COLUMNS)
+    while True:
+        table = [[header for header, _, _ in columns]]
+        table += [[safe_line(cell(row)) for _, cell, _ in columns] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        spare = [column for column in columns if column[2]]
+        if not room or sum(widths) + 2 * len(widths) <= room or not spare:
+            break
+        columns.remove(max(spare, key=lambda column: column[2]))
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table)
+    return "\n".join(lines)
+
+
+def _remarks(rows: list[Row], circumstances: Circumstances, words: str | None) -> list[str]:
+    """What the figures stand on, what is recommended, and where things are."""
+    remarks = []
+    best = next((row for row in rows if row.recommended), None)
+    if best:
+        fetch = "" if best.installed else f"; `localchat pull {best.name}` fetches it"
+        remarks.append(f"* {best.name} is recommended here: {best.recommended}{fetch}.")
+    figures: dict[str, Any] = {"free": in_words(circumstances.available), "context": f"{circumstances.context:,}"}
+    remarks.append("Memory is for a context of {context} tokens; {free} are free now.".format(**figures))
+    if circumstances.machine.is_guess:
+        remarks.append("Speeds are a guess until `localchat doctor` or `localchat pull` has measured this machine.")
+    if words is not None:
+        remarks.append(
+            "`localchat pull OWNER/REPO` fetches one in the quantization shown, OWNER/REPO:QUANT in another."
         )
-    )
+    else:
+        remarks.append(
+            f"Installed models are under {paths().models}; any GGUF file can be used with -m path/to/file.gguf."
+        )
+    return remarks

@@ -11,7 +11,7 @@ import msgspec
 
 from localchat.errors import UsageError
 from localchat.paths import paths
-from localchat.protocol import PositiveCount, Sampling
+from localchat.protocol import Count, PositiveCount, Sampling
 from localchat.safe_text import safe_line
 from localchat.settings import plainly, settings
 
@@ -21,6 +21,7 @@ class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_tokens: PositiveCount | None = None
     context: PositiveCount | None = None
+    gpu_layers: Count | None = None
     stop: list[str] = []
     thinking: bool | None = None
 
@@ -92,7 +93,11 @@ def wishes(model: str, system: str | None, pairs: tuple[tuple[str, str], ...]) -
         model_name(model) if model else model_name(own.model or "", paths().config),
         own.system if system is None else system,
         msgspec.structs.replace(own.options, **typed),
-        msgspec.structs.replace(other, context=other.context or own.context),
+        msgspec.structs.replace(
+            other,
+            context=other.context or own.context,
+            gpu_layers=own.gpu_layers if other.gpu_layers is None else other.gpu_layers,
+        ),
     )
 
 

@@ -15,6 +15,7 @@ from localchat.safe_text import safe_line
 
 _EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
+_BAR = 20
 
 
 def seconds(value: float) -> str:
@@ -30,6 +31,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit != "MB" else f"{count:.1f} MB"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def bar(share: float) -> str:
+    """A bar for a person who watches, and nothing where nobody does."""
+    if not sys.stderr.isatty():
+        return ""
+    done = round(_BAR * min(1.0, max(0.0, share)))
+    full, empty = ("━", "─") if "utf" in (sys.stderr.encoding or "").lower() else ("#", ".")
+    return full * done + empty * (_BAR - done) + " "
 
 
 def describe(progress: Progress, model: str) -> str:

@@ -17,11 +17,13 @@ from localchat.paths import paths, private_folder
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on 127.0.0.1:PORT too, with a bearer token.")
 @click.option("--idle", type=click.IntRange(min=1), help="Leave after this many seconds without a question.")
 @click.option("--context", type=click.IntRange(min=1), help="The context window, in tokens.")
+@click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers on GPUs: 0 for none; not given, as many as fit.")
 @click.option("-m", "--model", "preload", metavar="NAME", help="Load this model at once.")
 def command(
     port: int | None,
     idle: int | None,
     context: int | None,
+    gpu_layers: int | None,
     preload: str | None,
 ) -> None:
     """Run the engine in the foreground.
@@ -41,7 +43,7 @@ def command(
 
     try:
         _make_room()
-        run_host(HostOptions(idle, port, preload, context, on_ready=on_ready))
+        run_host(HostOptions(idle, port, preload, context, gpu_layers, on_ready=on_ready))
     finally:
         os.dup2(terminal, 2)
 

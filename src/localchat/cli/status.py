@@ -9,7 +9,7 @@ import msgspec
 
 from localchat.cli.progress import seconds, size
 from localchat.client.local import LocalEngine
-from localchat.protocol import Status
+from localchat.protocol import LoadedModel, Status
 from localchat.safe_text import safe_json, safe_line
 
 
@@ -45,7 +45,15 @@ def _lines(status: Status) -> list[tuple[str, str]]:
             ("file", f"{model.path} ({size(model.file_bytes)})"),
             ("context", f"{model.context:,} tokens (trained for {model.context_trained:,}), {size(model.kv_bytes)}"),
             ("threads", str(model.threads)),
+            *(("gpu", line) for line in _gpu_lines(model)),
         ]
     else:
         lines.append(("model", "none loaded"))
     return [*lines, ("address", status.address), ("log", status.log)]
+
+
+def _gpu_lines(model: LoadedModel) -> list[str]:
+    if not model.devices:
+        return []
+    lines = [f"{model.gpu_layers} of {model.layers} layers"]
+    return lines + [f"{device.name} ({device.description}): {size(device.bytes)}" for device in model.devices]

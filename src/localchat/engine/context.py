@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 
 from localchat.engine import llama as llama_log
-from localchat.engine.llama import api, buffer_bytes, complaints
+from localchat.engine.llama import api, buffer_bytes, complaints, device_bytes, shortage
 from localchat.engine.model import Model
+from localchat.engine.offload import DeviceFull
 from localchat.errors import DoesNotFit, EngineFailed
 from localchat.hardware import available_memory
 from localchat.safe_text import safe_line
@@ -35,12 +36,13 @@ class Aborted(Exception):
 class Context:
     """One `llama_context` of `n_ctx` tokens; only `abort` may be called from other threads.
 
-    Raises `DoesNotFit` where its memory is larger than what is available.
+    Raises `DoesNotFit` where its memory is larger than what is available, `DeviceFull` where a device has no room for
+    its part of it.
     """
 
     def __init__(self, model: Model, n_ctx: int, threads: int) -> None:
         llama = api()
-        need, room = model.kv_bytes_estimate(n_ctx) + SAFETY_BYTES, available_memory()
+        need, room = int(model.kv_bytes_estimate(n_ctx) * model.offload.kept_share) + SAFETY_BYTES, available_memory()
         if need > room:
             raise DoesNotFit(
                 f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "
@@ -60,6 +62,9 @@ class Context:
         logged = llama_log.lines_logged
         self._context = llama.llama_init_from_model(model.handle, params)
         if not self._context:
+            full = shortage(logged)
+            if full and model.offload.layers:
+                raise DeviceFull(safe_line(full))
             raise EngineFailed(
                 f"llama.cpp cannot make a context window of {n_ctx} tokens: {safe_line(complaints(logged))}"
             )
@@ -67,6 +72,7 @@ class Context:
         self.threads = threads
         self.batch_size = int(params.n_batch)
         self.buffers = buffer_bytes(logged)
+        self.device_bytes = device_bytes(logged, [device.name for device in model.offload.devices])
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self.batch_size, 0, 1)
         for index in range(self.batch_size):

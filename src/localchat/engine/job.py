@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localchat.engine.offload import Weights
 from localchat.engine.prefix_cache import Sequence
 from localchat.engine.prompt import Prompt
 from localchat.engine.sampling import Sampler
@@ -33,13 +34,15 @@ _PROGRESS_EVERY_S = 0.1
 class ModelSpec:
     """Which file to load, what people call it, and how its makers would sample from it.
 
-    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced.
+    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced. `weights` reads
+    from the file what must be known to spread it over GPUs; without it the model is the processor's alone.
     """
 
     name: str
     path: Path
     sampling: Sampling = field(default_factory=Sampling)
     version: tuple[int, int, int] = (0, 0, 0)
+    weights: Callable[[], Weights] | None = field(default=None, compare=False)
 
     def is_same_file(self, other: ModelSpec) -> bool:
         """Whether both mean the same weights."""

@@ -101,7 +101,8 @@ def complaints(since: int) -> str:
 
     The first complaint says what is wrong; those that follow, only what failed because of it.
     """
-    telling = re.compile(r"error|fail|unknown|unsupported|invalid|cannot", re.IGNORECASE)
+    # (The listing of a file's metadata has keys such as "unknown_token_id".)
+    telling = re.compile(r"^(?!.*- kv +\d+:).*(error|fail|unknown|unsupported|invalid|cannot)", re.IGNORECASE)
     first = next((line for line in _lines_since(since) if telling.search(line)), "it gave no reason")
     return re.sub(r"^\w+: (error loading model: )?", "", first.strip())
 
@@ -116,6 +117,29 @@ def buffer_bytes(since: int) -> dict[str, int]:
         if match := re.search(r"(\w+) buffer size *= *([\d.]+) MiB", line):
             sizes[match[1]] = sizes.get(match[1], 0) + int(float(match[2]) * (1 << 20))
     return sizes
+
+
+def device_bytes(since: int, names: list[str]) -> dict[str, int]:
+    """Bytes of all buffers logged after `lines_logged` was `since` that lie on the devices of these names."""
+    sizes: dict[str, int] = {}
+    for line in _lines_since(since):
+        match = re.search(r"(\S+) +\w+ buffer size *= *([\d.]+) MiB", line)
+        # A buffer goes by its device's name, perhaps with something after it ("MTL0_Mapped", "RPC0[host:port]").
+        for name in names:
+            if match and re.fullmatch(rf"{re.escape(name)}(?!\d).*(?<!_Host)", match[1]):
+                sizes[name] = sizes.get(name, 0) + int(float(match[2]) * (1 << 20))
+    return sizes
+
+
+_NO_ROOM = re.compile(
+    r"(unable|failed) to allocate|out of memory|malloc failed|OutOf(Device|Host)Memory|insufficient memory"
+)
+
+
+def shortage(since: int) -> str | None:
+    """Which buffer could not be allocated after `lines_logged` was `since`, in llama.cpp's words; None: all could."""
+    line = next((line for line in _lines_since(since) if _NO_ROOM.search(line)), None)
+    return None if line is None else re.sub(r"^\w+: ", "", line.strip())
 
 
 class _SignalStack(ctypes.Structure):

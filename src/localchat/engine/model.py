@@ -9,9 +9,12 @@ import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from localchat.engine import llama as llama_log
-from localchat.engine.llama import api, complaints
+from localchat.engine.devices import handles
+from localchat.engine.llama import api, complaints, device_bytes, shortage
+from localchat.engine.offload import DeviceFull, Offload
 from localchat.errors import DamagedFile, DoesNotFit, Interrupted
 from localchat.hardware import available_memory
 from localchat.safe_text import safe_line
@@ -29,38 +32,20 @@ _FULL_LAYER_EVERY_AT_MOST = 6
 class Model:
     """A GGUF file loaded by llama.cpp; everything but `n_vocab` and other plain fields belongs to the engine thread.
 
-    `on_progress` gets a fraction from 0 to 1 and answers whether to go on. Raises `DamagedFile` where llama.cpp refuses
-    the file, `DoesNotFit` where it is larger than the memory there is, `Interrupted` where `on_progress` said no.
+    `offload` says how much of it lies on which devices. Raises what `load` raises.
     """
 
-    def __init__(self, path: Path, on_progress: Callable[[float], bool] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_progress: Callable[[float], bool] | None = None,
+        offload: Offload = Offload(),  # noqa: B008  (it is frozen)
+    ) -> None:
         llama = api()
         self.path = path
         self.file_bytes = _size_with_shards(path)
-        room = available_memory()
-        if self.file_bytes > room:
-            raise DoesNotFit(
-                f"{path.name} has {self.file_bytes / _GIB:.1f} GiB and this machine {room / _GIB:.1f} GiB free: "
-                "close other programs, or take a smaller model or quantization"
-            )
-        params = llama.llama_model_default_params()
-        cancelled = False
-
-        def watch(fraction: float, _user_data: object) -> bool:
-            nonlocal cancelled
-            cancelled = not (on_progress is None or on_progress(fraction))
-            return not cancelled
-
-        params.progress_callback = llama.llama_progress_callback(watch)
-        logged = llama_log.lines_logged
-        self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            if cancelled:
-                raise Interrupted("loading was stopped")
-            raise DamagedFile(
-                f"llama.cpp cannot load {path.name} ({safe_line(complaints(logged))}): fetch or copy the file again"
-            )
-        self._vocab = llama.llama_model_get_vocab(self._model)
+        self._model: Any = None
+        self.load(offload, on_progress)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
         self.n_ctx_train: int = llama.llama_model_n_ctx_train(self._model)
         self.n_layer: int = llama.llama_model_n_layer(self._model)
@@ -79,10 +64,62 @@ class Model:
         self._visible: set[int] = set()
         self._piece_buffer = ctypes.create_string_buffer(64)
 
+    def load(self, offload: Offload, on_progress: Callable[[float], bool] | None = None) -> None:
+        """Have the weights where `offload` says; no context may use the model while they move.
+
+        `on_progress` gets a fraction from 0 to 1 and answers whether to go on. Raises `DeviceFull` where a device has
+        no room for its layers, `DoesNotFit` where what remains is larger than the machine's memory, `DamagedFile` where
+        llama.cpp refuses the file, `Interrupted` where `on_progress` said no; then nothing is loaded.
+        """
+        llama = api()
+        self.close()
+        need, room = self.file_bytes - offload.freed_bytes, available_memory()
+        if need > room:
+            beside = ", beside what the GPU takes," if offload.freed_bytes else ""
+            raise DoesNotFit(
+                f"{self.path.name} has {need / _GIB:.1f} GiB{beside} and this machine {room / _GIB:.1f} GiB free: "
+                "close other programs, or take a smaller model or quantization"
+            )
+        params = llama.llama_model_default_params()
+        chosen = handles(offload.devices)
+        params.devices = ctypes.addressof(chosen)
+        params.n_gpu_layers = offload.layers
+        cancelled = False
+
+        def watch(fraction: float, _user_data: object) -> bool:
+            nonlocal cancelled
+            cancelled = not (on_progress is None or on_progress(fraction))
+            return not cancelled
+
+        params.progress_callback = llama.llama_progress_callback(watch)
+        logged = llama_log.lines_logged
+        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
+        if not self._model:
+            if cancelled:
+                raise Interrupted("loading was stopped")
+            if full := shortage(logged):
+                if offload.layers:
+                    raise DeviceFull(safe_line(full))
+                raise DoesNotFit(
+                    f"there is no memory for {self.path.name} ({safe_line(full)}): close other programs, or take a "
+                    "smaller model or quantization"
+                )
+            raise DamagedFile(
+                f"llama.cpp cannot load {self.path.name} ({safe_line(complaints(logged))}): fetch or copy the file again"
+            )
+        self._vocab = llama.llama_model_get_vocab(self._model)
+        self.offload = offload
+        self.device_bytes = device_bytes(logged, [device.name for device in offload.devices])
+
     @property
     def handle(self) -> object:
         """The `llama_model *`, for contexts."""
         return self._model
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory; after a `load` that failed they are not."""
+        return bool(self._model)
 
     def close(self) -> None:
         """Give the memory back; no context may use the model any more."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from localchat.engine.job import Event, Job, ModelSpec
-from localchat.engine.resident import Resident
+from localchat.engine.resident import Resident, Wish
 from localchat.engine.running import Running
 from localchat.engine.sampling import Sampler, resolve
 from localchat.engine.templates import TemplateRenderer
@@ -39,9 +39,15 @@ T = TypeVar("T")
 class Task:
     """Something to do with a loaded model on the engine's thread: count tokens, or only have it loaded."""
 
-    def __init__(self, spec: ModelSpec, context: int | None, run: Callable[[Resident], object]) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        context: int | None,
+        run: Callable[[Resident], object],
+        gpu_layers: int | None = None,
+    ) -> None:
         self.spec = spec
-        self.context = context
+        self.wish = Wish(context, gpu_layers)
         self.run = run
         self.future: Future[object] = Future()
         self.cancelled = False
@@ -63,18 +69,21 @@ _NO_MODEL = ModelSpec("", Path())
 class Engine:
     """The engine's face to other threads. Nothing is loaded before it is asked for.
 
-    `threads`: how many may compute; `context`: the window in tokens, or None to let it grow as conversations do.
+    `threads`: how many may compute; `context`: the window in tokens, or None to let it grow as conversations do;
+    `gpu_layers`: how many layers lie on GPUs, or None for as many as fit.
     """
 
-    def __init__(self, threads: int, context: int | None = None) -> None:
+    def __init__(self, threads: int, context: int | None = None, gpu_layers: int | None = None) -> None:
         self._controller = ThreadController(threads)
         self._context = context
+        self._gpu_layers = gpu_layers
         self._queue: deque[Job | Task] = deque()
         self._running = Running(self._controller)
         self._wake = threading.Condition()
         self._closing = False
         self._resident: Resident | None = None
         self._together = 0
+        self._load_began = 0.0
         self._renderer: TemplateRenderer | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -95,9 +104,9 @@ class Engine:
         with self._wake:
             self._wake.notify()
 
-    def load(self, spec: ModelSpec, context: int | None = None) -> Future[object]:
+    def load(self, spec: ModelSpec, context: int | None = None, gpu_layers: int | None = None) -> Future[object]:
         """Have a model in memory."""
-        return self._enqueue(Task(spec, context, lambda resident: None)).future
+        return self._enqueue(Task(spec, context, lambda resident: None, gpu_layers)).future
 
     def tokenize(self, spec: ModelSpec, text: str) -> Future[object]:
         """The token ids (`list[int]`) of a text as the content of a message."""
@@ -207,6 +216,8 @@ class Engine:
 
     def _fail(self, work: Job | Task, error: LocalchatError) -> None:
         self._queue.popleft()
+        if self._resident and not self._resident.model.is_loaded:
+            self._unload()
         if isinstance(work, Job) and work.has_answered and self._resident and self._resident.has_context:
             # It stepped aside for a larger window that memory does not allow: what it said stands.
             work.finish("length")
@@ -220,14 +231,16 @@ class Engine:
                 return False
             self._unload()
             return True
-        if not self._resident or not self._resident.spec.is_same_file(work.spec):
+        wish = work.wish if isinstance(work, Task) else _wish_of(work)
+        resident = self._resident
+        if not resident or not resident.spec.is_same_file(work.spec) or not resident.lies_as(wish.gpu_layers):
             if self._running.jobs:
                 return False
-            self._load(work)
+            self._load(work, wish)
         resident = self._resident
         assert resident
         if isinstance(work, Task):
-            wanted = work.context or self._context
+            wanted = wish.context or self._context
             if wanted:
                 wanted = min(wanted, resident.model.n_ctx_train)
             if wanted and not resident.holds(wanted):
@@ -242,23 +255,26 @@ class Engine:
             self._prepare(work, resident)
         return self._seat(work, resident)
 
-    def _load(self, work: Job | Task) -> None:
+    def _load(self, work: Job | Task, wish: Wish) -> None:
         self._unload()
         self._together = 0
         assert self._renderer
-
-        began = time.monotonic()
-
-        def on_progress(fraction: float) -> bool:
-            passed_ms = (time.monotonic() - began) * 1000
-            eta_ms = passed_ms / fraction - passed_ms if fraction > 0 else None
-            for waiting in list(self._queue):
-                if isinstance(waiting, Job) and waiting.spec.is_same_file(work.spec):
-                    waiting.progress("loading", fraction, 1.0, eta_ms)
-            return not (work.cancelled or self._closing)
-
-        self._resident = Resident(work.spec, self._renderer, self._controller.threads, on_progress)
+        layers = self._gpu_layers if wish.gpu_layers is None else wish.gpu_layers
+        wish = Wish(wish.context or self._context, layers)
+        self._resident = Resident(work.spec, self._renderer, self._controller.threads, self._watch_loading, wish)
         self._running.forget_speed()
+
+    def _watch_loading(self, fraction: float) -> bool:
+        """Tell all who wait for these weights; False once the one they are loaded for has gone."""
+        work = self._queue[0]
+        if fraction <= 0:
+            self._load_began = time.monotonic()
+        passed_ms = (time.monotonic() - self._load_began) * 1000
+        eta_ms = passed_ms / fraction - passed_ms if fraction > 0 else None
+        for waiting in list(self._queue):
+            if isinstance(waiting, Job) and waiting.spec.is_same_file(work.spec):
+                waiting.progress("loading", fraction, 1.0, eta_ms)
+        return not (work.cancelled or self._closing)
 
     def _prepare(self, job: Job, resident: Resident) -> None:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
@@ -344,6 +360,11 @@ class Engine:
             traceback.print_exc(file=sys.stderr)
             self._running.fail_all(LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again"))
             self._unload()
+
+
+def _wish_of(job: Job) -> Wish:
+    extras = job.request.localchat or Extras()
+    return Wish(extras.context, extras.gpu_layers)
 
 
 def _rounded(size: int) -> int:

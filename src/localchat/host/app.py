@@ -109,7 +109,7 @@ class _Routes:
     async def load(self, request: Request) -> Response:
         body = await _body(request, protocol.LoadRequest)
         spec = await asyncio.to_thread(spec_of, body.model)
-        await asyncio.wrap_future(self._engine.load(spec, body.context))
+        await asyncio.wrap_future(self._engine.load(spec, body.context, body.gpu_layers))
         return await self.status(request)
 
     async def unload(self, request: Request) -> Response:

@@ -42,6 +42,7 @@ class HostOptions:
     port: int | None = None
     preload: str | None = None
     context: int | None = None
+    gpu_layers: int | None = None
     on_demand: bool = False
     on_ready: Callable[[str, str | None], None] = lambda address, token: None
 
@@ -72,7 +73,8 @@ def run_host(options: HostOptions) -> None:
     try:
         # On this thread, before another one competes with it for the interpreter: loading needs no interpreter.
         llama.api()
-        engine = Engine(most_threads(), options.context or settings().context)
+        gpu_layers = settings().gpu_layers if options.gpu_layers is None else options.gpu_layers
+        engine = Engine(most_threads(), options.context or settings().context, gpu_layers)
         try:
             if options.preload is not None:
                 _preload(engine, options)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 from localchat.engine.job import ModelSpec
+from localchat.engine.offload import Weights
 from localchat.models import store
 
 
@@ -13,4 +18,22 @@ def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
     """
     file = store.resolve(name, may_hash=may_hash)
     status = file.path.stat()
-    return ModelSpec(file.name, file.path, file.sampling, (status.st_size, status.st_mtime_ns, status.st_ino))
+    version = (status.st_size, status.st_mtime_ns, status.st_ino)
+    weights: Callable[[], Weights] = partial(_weights, file.path)
+    return ModelSpec(file.name, file.path, file.sampling, version, weights)
+
+
+def _weights(path: Path) -> Weights:
+    """Where the model's bytes are, and how many of its layers fit a GPU. Raises `DamagedFile`."""
+    from localchat.models import fit, shape
+    from localchat.models.gguf import joined, read_header, shards
+
+    header = joined([read_header(part) for part in shards(path)])
+    of_model = shape.of_header(header)
+    head = sum(header.weights.get("embedding" if header.is_tied else "head", {}).values())
+
+    def fitting(context: int, room: int) -> int:
+        window = min(context, header.context or context)
+        return fit.layers_on_gpu(of_model, header.layer_bytes, head, window, room)
+
+    return Weights(header.layer_bytes, head, header.is_tied, fitting)

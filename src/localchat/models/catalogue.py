@@ -7,6 +7,7 @@ module knows data only: neither what is installed nor how a file is fetched.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache, cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -14,10 +15,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from localchat import __version__
 from localchat.errors import LocalchatError, NoSuchModel, UsageError
-from localchat.models.names import check_member, check_part, check_repo, place_of
+from localchat.models.names import check_file, check_member, check_part, check_repo, place_of
 from localchat.models.shape import Shape
-from localchat.paths import paths
+from localchat.paths import paths, write_private
 from localchat.protocol import Sampling
 from localchat.safe_text import safe_line
 from localchat.settings import decode_toml
@@ -94,7 +96,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     sha256: Sha256 | None = None
 
     def __post_init__(self) -> None:
-        place_of("owner/repo", self.file)
+        check_file(self.file)
 
     def from_sources(self, usual: list[Source]) -> Quantization:
         """The same with its sources complete: `usual` ones where it has none. Raises `ValueError` without any."""
@@ -226,25 +228,59 @@ def catalogue() -> Catalogue:
     return _catalogue(*(_stamp(file) for file in (shipped_file(), paths().own_catalogue)))
 
 
-def _stamp(file: Path) -> tuple[Path, int, int]:
-    """A file, and what changes when it is edited."""
+_Stamp = tuple[str, int, int]
+"""A file, and what changes when it is edited."""
+
+
+def _stamp(file: Path) -> _Stamp:
     try:
         status = file.stat()
     except OSError:
-        return file, 0, 0
-    return file, status.st_mtime_ns, status.st_size
+        return str(file), 0, 0
+    return str(file), status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=1)
-def _catalogue(shipped_stamp: tuple[Path, int, int], own_stamp: tuple[Path, int, int]) -> Catalogue:
-    shipped, own_file = load(shipped_stamp[0]), own_stamp[0]
+def _catalogue(shipped_stamp: _Stamp, own_stamp: _Stamp) -> Catalogue:
+    stamps = [shipped_stamp, own_stamp]
+    known = _from_cache(stamps)
+    if known:
+        return known
+    shipped, own_file = load(Path(shipped_stamp[0])), Path(own_stamp[0])
     try:
-        own = load(own_file)
+        complete = merged(shipped, load(own_file))
     except FileNotFoundError:
-        return shipped
+        complete = shipped
     except OSError as error:
         raise UsageError(f"cannot read {own_file} ({error.strerror}): make it readable or remove it") from error
-    return merged(shipped, own)
+    _to_cache(_Cached(stamps, complete))
+    return complete
+
+
+class _Cached(msgspec.Struct):
+    """The catalogue as its files had it: to read those takes five times as long, at every start of an engine."""
+
+    stamps: list[_Stamp]
+    catalogue: Catalogue
+    version: str = __version__
+
+
+def _cache_file() -> Path:
+    return paths().state / "catalogue.json"
+
+
+def _from_cache(stamps: list[_Stamp]) -> Catalogue | None:
+    try:
+        cached = msgspec.json.decode(_cache_file().read_bytes(), type=_Cached)
+    except (OSError, msgspec.MsgspecError, ValueError):
+        return None
+    return cached.catalogue if cached.stamps == stamps and cached.version == __version__ else None
+
+
+def _to_cache(cached: _Cached) -> None:
+    """Keep it for the next start; where that cannot be, the files are read again."""
+    with suppress(OSError, LocalchatError):
+        write_private(_cache_file(), msgspec.json.encode(cached))
 
 
 def merged(shipped: Catalogue, own: Catalogue) -> Catalogue:

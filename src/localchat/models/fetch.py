@@ -7,7 +7,9 @@ the file over by hand.
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError, NoSuchModel
 from localchat.locks import FileLock
@@ -17,11 +19,12 @@ from localchat.models.partial import disk_errors
 from localchat.models.progress import FetchProgress, Meter, OnProgress
 from localchat.models.records import Cancelled
 from localchat.models.store import ModelFile
+from localchat.models.wanted import Wanted, in_order
 from localchat.paths import paths, private_folder
 from localchat.safe_text import safe_line
 from localchat.settings import is_offline, settings
 
-__all__ = ["THIS_MACHINE", "FetchProgress", "ensure", "fetch"]
+__all__ = ["THIS_MACHINE", "FetchProgress", "ensure", "fetch", "fetch_files"]
 
 THIS_MACHINE = "this machine"
 """The source that progress names while a file that is here already is verified."""
@@ -46,11 +49,11 @@ def ensure(
     try:
         return store.resolve(name, on_hashed=on_hashed, cancelled=cancelled)
     except NoSuchModel:
-        wanted = name or settings().model
-        hit = catalogue().find(wanted) if wanted else (catalogue().starter, None)
+        asked = name or settings().model
+        hit = catalogue().find(asked) if asked else (catalogue().starter, None)
         if not hit:
             raise
-        entry, quantization = hit
+    entry, quantization = hit
     return fetch(entry, quantization, on_progress=on_progress, cancelled=cancelled)
 
 
@@ -61,44 +64,82 @@ def fetch(
     on_progress: OnProgress | None = None,
     cancelled: Cancelled | None = None,
 ) -> ModelFile:
-    """Bring one file of a catalogue entry (its first quantization unless one is given) and return it, verified.
+    """Bring a catalogue entry, in the quantization that suits this machine unless one is given; return it, verified.
+
+    Raises as `fetch_files` does, and `DoesNotFit` where no quantization can run here.
+    """
+    from localchat.models import plan
+
+    chosen = plan.of_entry(entry, quantization)
+    chosen.check_fit()
+    return fetch_files(chosen.files, on_progress=on_progress, cancelled=cancelled)
+
+
+def fetch_files(
+    files: Sequence[Wanted], *, on_progress: OnProgress | None = None, cancelled: Cancelled | None = None
+) -> ModelFile:
+    """Bring all files of a model, its first part (and so the model) last; return it, verified.
 
     Another process that fetches the same file is waited for, and its result used. Raises `FetchError` with one reason
     for each source and what to do by hand, `Interrupted`, and `LocalchatError` where a folder cannot be made.
     """
-    quantization = quantization or entry.quantization[0]
-    place = paths().models / entry.place(quantization)
-    if is_offline():
-        raise FetchError(
-            f"{entry.name} is not on this machine and localchat is set to stay offline: {_by_hand(quantization, place)}"
-        )
+    first = files[0]
+    if is_offline() and any(not (paths().models / file.place).is_file() for file in files):
+        raise FetchError(f"{first.name} is not on this machine and localchat is set to stay offline: {_by_hand(first)}")
+    sizes = {file.place: file.size or 0 for file in files}
+    for file in in_order(files):
+        before = sum(size for place, size in sizes.items() if _is_file(place) and place != file.place)
+        _fetch_one(file, _shifted(on_progress, before, sum(sizes.values())), cancelled)
+    return store.resolve(str(first.place), cancelled=cancelled)
+
+
+def _fetch_one(wanted: Wanted, on_progress: OnProgress | None, cancelled: Cancelled | None) -> None:
+    """Bring one file into its place, unless it is there."""
+    place = paths().models / wanted.place
     _make_folders(place.parent)
     lock = FileLock(place.with_name(f".{place.name}.lock"), remove=True)
     with disk_errors(place.parent):
-        _wait_for(lock, Meter(entry.name, 0, on_progress), cancelled)
+        _wait_for(lock, Meter(wanted.name, 0, on_progress), cancelled)
     try:
-        if not _is_there(place, quantization):
-            _from_first_source(entry, quantization, place, on_progress, cancelled)
+        if not _is_there(place, wanted):
+            _from_first_source(wanted, place, on_progress, cancelled)
     finally:
         lock.release()
-    return store.resolve(f"{entry.name}:{quantization.name}", cancelled=cancelled)
+
+
+def _is_file(place: PurePosixPath) -> bool:
+    return (paths().models / place).is_file()
+
+
+def _shifted(on_progress: OnProgress | None, before: int, total: int) -> OnProgress | None:
+    """Progress of one file of several, told as progress of them all."""
+    if not on_progress or not before:
+        return on_progress
+
+    def shifted(state: FetchProgress) -> None:
+        if state.total:
+            left = (total - before - state.done) / state.bytes_per_second if state.bytes_per_second else None
+            state = replace(state, done=before + state.done, total=max(total, before + state.total), eta=left)
+        on_progress(state)
+
+    return shifted
 
 
 def _from_first_source(
-    entry: Entry, quantization: Quantization, place: Path, on_progress: OnProgress | None, cancelled: Cancelled | None
+    wanted: Wanted, place: Path, on_progress: OnProgress | None, cancelled: Cancelled | None
 ) -> None:
     """Publish the file and its record from the first source that has it. Raises `FetchError`, `Interrupted`."""
     # Imported here because it brings what opens connections, which those who have a model never pay for.
     from localchat.models import sources
 
     reasons: list[str] = []
-    for source in quantization.source:
+    for source in wanted.sources:
         label = sources.label(source)
-        meter = Meter(label, quantization.size or 0, on_progress)
+        meter = Meter(label, wanted.size or 0, on_progress)
         if reasons:
             meter.say(f"{reasons[-1]}; trying {label}")
         try:
-            with sources.brought(source, entry, quantization, place, meter, cancelled) as (file, pin):
+            with sources.brought(source, wanted, place, meter, cancelled) as (file, pin):
                 header = gguf.read_header(file)
                 with disk_errors(place.parent):
                     records.publish(file, place)
@@ -107,7 +148,7 @@ def _from_first_source(
                     sha256=pin.sha256,
                     source=label,
                     revision=pin.revision,
-                    name=f"{entry.name}:{quantization.name}",
+                    name=wanted.name,
                     quantization=header.quantization,
                 )
                 records.write(place, written)
@@ -117,18 +158,18 @@ def _from_first_source(
             reasons.append(f"{label}: {damaged.message.partition(':')[0]}")
         else:
             return
-    raise FetchError(f"could not fetch {entry.name} ({'; '.join(reasons)}): {_by_hand(quantization, place)}")
+    raise FetchError(f"could not fetch {wanted.name} ({'; '.join(reasons)}): {_by_hand(wanted)}")
 
 
-def _is_there(place: Path, quantization: Quantization) -> bool:
+def _is_there(place: Path, wanted: Wanted) -> bool:
     """Whether another process brought the file meanwhile; a damaged one is fetched anew and replaced."""
     if not place.is_file():
         return False
     try:
-        found = records.verified(place, pinned=quantization.sha256, pinned_size=quantization.size)
+        found = records.verified(place, pinned=wanted.sha256, pinned_size=wanted.size)
     except (DamagedFile, OSError):
         return False
-    return quantization.sha256 in (None, found.sha256)
+    return wanted.sha256 in (None, found.sha256)
 
 
 def _wait_for(lock: FileLock, meter: Meter, cancelled: Cancelled | None) -> None:
@@ -152,11 +193,12 @@ def _make_folders(folder: Path) -> None:
         raise FetchError(error.message) from error
 
 
-def _by_hand(quantization: Quantization, place: Path) -> str:
+def _by_hand(wanted: Wanted) -> str:
     """What a person without a network can do instead."""
-    facts = [f"{quantization.size:,} bytes"] if quantization.size else []
-    facts += [f"sha256 {quantization.sha256}"] if quantization.sha256 else []
+    facts = [f"{wanted.size:,} bytes"] if wanted.size else []
+    facts += [f"sha256 {wanted.sha256}"] if wanted.sha256 else []
+    place = paths().models / wanted.place
     return (
-        f"put {safe_line(quantization.file)} ({', '.join(facts) or 'from any machine that has it'}) into "
+        f"put {safe_line(place.name)} ({', '.join(facts) or 'from any machine that has it'}) into "
         f"{safe_line(str(place.parent))}, or use a file you have with -m path/to/file.gguf"
     )

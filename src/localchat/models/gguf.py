@@ -9,19 +9,28 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import Literal
 
 import msgspec
 
 from localchat.errors import DamagedFile, NoSuchModel
+from localchat.models.gguf_bytes import MAX_KEPT, NUMBER_BYTES, NUMBERS, Reader
+from localchat.models.gguf_bytes import FileSource as FileSource
+from localchat.models.gguf_bytes import Scalar as Scalar
+from localchat.models.gguf_bytes import Source as Source
 from localchat.models.gguf_types import FILE_TYPES, REMOVED_TENSOR_TYPES, TENSOR_TYPES
 from localchat.models.names import split_siblings
 from localchat.safe_text import safe_line
 
-Scalar = int | float | bool | str
+Part = Literal["embedding", "layers", "experts", "head"]
+"""What a tensor is for: the table of token embeddings (of which a token reads one row), the layers without and with
+their choice of experts, and the rest, which is the output head and what little there is beside it."""
 
 # Caps far above any real model (the largest vocabularies have some 260,000 tokens and twice as many merges), so that a
 # crafted file costs neither minutes nor gigabytes.
@@ -29,41 +38,16 @@ _MAX_KEYS = 1 << 16
 _MAX_TENSORS = 1 << 17
 _MAX_STRINGS = 1 << 22
 _MAX_NAME = 1 << 16
-_MAX_KEPT = 32 << 20
 _MAX_KEPT_ARRAY = 1 << 12
 # llama.cpp's own limits (GGML_MAX_NAME holds a closing NUL, GGML_MAX_DIMS).
 _MAX_TENSOR_NAME = 63
 _MAX_DIMS = 4
 
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
-_SIZES = {kind: struct.calcsize("<" + code) for kind, code in _NUMBERS.items()}
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS: llama.cpp aborts above it
 
-
-class Source(Protocol):
-    """Where the bytes come from: a file here, or (later) ranges of a file far away."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in the whole file."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes from `offset`; fewer than `length` only at the end of the file."""
-
-
-class FileSource:
-    """An open file as a `Source`."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.size = file.seek(0, 2)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes from `offset`; fewer than `length` only at the end of the file."""
-        self._file.seek(offset)
-        return self._file.read(length)
+_STRING, _ARRAY = 8, 9
+_VOCABULARY = "tokenizer.ggml.tokens"
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +55,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     `n_head_kv` is the most that any layer has (`metadata` holds them layer by layer where they differ). `metadata`
     has every scalar and every short array of numbers; of long arrays and of those of strings only `lengths` is known.
+    `weights` are bytes by tensor type; `is_tied`: there is no output matrix, so the embedding table serves as one.
     """
 
     architecture: str
@@ -87,6 +72,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     tensors: int
     tensor_bytes: int
+    weights: dict[Part, dict[str, int]]
+    layer_bytes: tuple[int, ...]
+    is_tied: bool
     chat_template: str | None
     metadata: dict[str, Scalar | tuple[Scalar, ...]]
     lengths: dict[str, int]
@@ -121,10 +109,47 @@ def shards(path: Path) -> list[Path]:
     return found
 
 
+def joined(headers: Sequence[Header]) -> Header:
+    """The header of a split model: what its first part says of the model, and the tensors of all parts."""
+    weights: dict[Part, Counter[str]] = {}
+    for header in headers:
+        for part, sizes in header.weights.items():
+            weights.setdefault(part, Counter()).update(sizes)
+    layers = zip_longest(*(header.layer_bytes for header in headers), fillvalue=0)
+    return msgspec.structs.replace(
+        headers[0],
+        parameters=sum(header.parameters for header in headers),
+        tensors=sum(header.tensors for header in headers),
+        tensor_bytes=sum(header.tensor_bytes for header in headers),
+        weights={part: dict(sizes) for part, sizes in weights.items()},
+        layer_bytes=tuple(map(sum, layers)),
+        is_tied=all(header.is_tied for header in headers),
+    )
+
+
 def parse(source: Source, label: str) -> Header:
     """Read and check a header; `label` names the file in errors. Raises `DamagedFile`."""
-    reader = _Reader(source, label)
-    if source.size < 24:
+    reader = Reader(source, label)
+    n_tensors, n_keys = _opened(reader)
+    metadata, lengths = _read_metadata(reader, n_keys)
+    tensors = _read_tensors(reader, n_tensors, metadata.get("general.alignment", 32))
+    return _summary(reader, metadata, lengths, tensors)
+
+
+def beginning(source: Source, label: str) -> Header:
+    """What a file says before its vocabulary, which is megabytes; tensors, template and what else comes later is empty.
+
+    Nearly all writers put the numbers of the architecture first. Raises `DamagedFile`.
+    """
+    reader = Reader(source, label)
+    _, n_keys = _opened(reader)
+    metadata, lengths = _read_metadata(reader, n_keys, before=_VOCABULARY)
+    return _summary(reader, metadata, lengths, _Tensors())
+
+
+def _opened(reader: Reader) -> tuple[int, int]:
+    """Check what every file begins with; returns how many tensors and metadata keys it claims."""
+    if reader.size < 24:
         reader.fail("it is too short to be a GGUF file")
     if reader.take(4) != b"GGUF":
         reader.fail("it is not a GGUF file")
@@ -138,115 +163,13 @@ def parse(source: Source, label: str) -> Header:
         reader.fail(f"it claims to hold {n_keys} metadata keys")
     if n_tensors > _MAX_TENSORS:
         reader.fail(f"it claims to hold {n_tensors} tensors")
-    metadata, lengths = _read_metadata(reader, n_keys)
-    tensors = _read_tensors(reader, n_tensors, metadata.get("general.alignment", 32))
-    return _summary(reader, metadata, lengths, tensors)
+    return n_tensors, n_keys
 
 
-class _Reader:
-    """A place in the file, with a window of bytes around it that is refilled as the reading moves on."""
-
-    # Long enough that a vocabulary takes few reads, short enough for a memory that does not grow with the file.
-    WINDOW = 1 << 20
-
-    def __init__(self, source: Source, label: str) -> None:
-        self._source = source
-        self._label = label
-        self._window = b""
-        self._start = 0  # of the window in the file
-        self._at = 0  # of the next byte in the window
-        self.kept = 0
-
-    @property
-    def position(self) -> int:
-        """The offset of the next byte in the file."""
-        return self._start + self._at
-
-    @property
-    def size(self) -> int:
-        """Bytes in the whole file."""
-        return self._source.size
-
-    def fail(self, fault: str) -> NoReturn:
-        """Raise `DamagedFile` with this fault."""
-        raise DamagedFile(f"{self._label} is damaged or not a model ({safe_line(fault)}): fetch or copy the file again")
-
-    def take(self, length: int) -> bytes:
-        """The next `length` bytes."""
-        end = self._at + length
-        if end > len(self._window):
-            self._refill(length)
-            end = length
-        part = self._window[self._at : end]
-        self._at = end
-        return part
-
-    def skip(self, length: int) -> None:
-        """Pass over bytes without reading them."""
-        if length > self.size - self.position:
-            self._cut_short()
-        self._at += length
-
-    def u32(self) -> int:
-        """The next unsigned 32-bit number."""
-        return int(_U32.unpack(self.take(4))[0])
-
-    def u64(self) -> int:
-        """The next unsigned 64-bit number."""
-        return int(_U64.unpack(self.take(8))[0])
-
-    def string(self, limit: int) -> str:
-        """The next string; bytes that are not UTF-8 become replacement marks, which no key of ours contains."""
-        length = self.u64()
-        if length > self.size - self.position:
-            self._cut_short()
-        self.kept += length
-        if length > limit or self.kept > _MAX_KEPT:
-            self.fail(f"a text of {length} bytes stands where a short one belongs")
-        return self.take(length).decode("utf-8", "replace")
-
-    def numbers(self, kind: int, count: int) -> tuple[Scalar, ...]:
-        """The next `count` numbers of a metadata type."""
-        self.kept += 8 * count
-        if self.kept > _MAX_KEPT:
-            self.fail("its metadata are far larger than a model's")
-        return struct.unpack(f"<{count}{_NUMBERS[kind]}", self.take(count * _SIZES[kind]))
-
-    def skip_strings(self, count: int) -> None:
-        """Pass over `count` strings, looking at nothing but their lengths."""
-        unpack = _U64.unpack_from
-        while count:
-            window, at = self._window, self._at
-            left = count
-            try:
-                while left:
-                    (length,) = unpack(window, at)
-                    at += 8 + length
-                    left -= 1
-            except (struct.error, OverflowError):
-                pass  # ran off the window, which the check below tells from running off the file
-            if self._start + at > self.size:
-                self._cut_short()
-            self._at = at
-            if left == count:
-                self._refill(8)
-            count = left
-
-    def _refill(self, length: int) -> None:
-        """Move the window here, with at least `length` bytes in it."""
-        position = self.position
-        if length > self.size - position:
-            self._cut_short()
-        self._window = self._source.read(position, max(length, self.WINDOW))
-        self._start, self._at = position, 0
-        if len(self._window) < length:
-            self._cut_short()
-
-    def _cut_short(self) -> NoReturn:
-        self.fail("it is cut short, or a length in its header is wrong")
-
-
-def _read_metadata(reader: _Reader, count: int) -> tuple[dict[str, Scalar | tuple[Scalar, ...]], dict[str, int]]:
+def _read_metadata(
+    reader: Reader, count: int, *, before: str = ""
+) -> tuple[dict[str, Scalar | tuple[Scalar, ...]], dict[str, int]]:
+    """The metadata, up to the items of the array `before` where one is named."""
     metadata: dict[str, Scalar | tuple[Scalar, ...]] = {}
     lengths: dict[str, int] = {}
     strings = 0
@@ -256,22 +179,24 @@ def _read_metadata(reader: _Reader, count: int) -> tuple[dict[str, Scalar | tupl
             reader.fail(f'the metadata key "{key[:80]}" appears twice')
         kind = reader.u32()
         if kind == _STRING:
-            metadata[key] = reader.string(_MAX_KEPT)
-        elif kind in _NUMBERS:
+            metadata[key] = reader.string(MAX_KEPT)
+        elif kind in NUMBERS:
             metadata[key] = reader.numbers(kind, 1)[0]
         elif kind == _ARRAY:
             kind, length = reader.u32(), reader.u64()
             lengths[key] = length
+            if key == before:
+                break
             if kind == _STRING:
                 strings += length
                 if strings > _MAX_STRINGS:
                     reader.fail(f'the array "{key[:80]}" claims to hold {length} texts')
                 reader.skip_strings(length)
-            elif kind in _NUMBERS:
+            elif kind in NUMBERS:
                 if length <= _MAX_KEPT_ARRAY:
                     metadata[key] = reader.numbers(kind, length)
                 else:
-                    reader.skip(length * _SIZES[kind])
+                    reader.skip(length * NUMBER_BYTES[kind])
             else:
                 # llama.cpp has no arrays of arrays either.
                 reader.fail(f'the array "{key[:80]}" holds values of an unknown type ({kind})')
@@ -281,15 +206,31 @@ def _read_metadata(reader: _Reader, count: int) -> tuple[dict[str, Scalar | tupl
 
 
 class _Tensors(msgspec.Struct):
-    """Totals over the tensor table; `by_type` counts bytes for each type name."""
+    """Totals over the tensor table; `weights` counts bytes for each type name, `layers` for each layer."""
 
     count: int = 0
     values: int = 0
     size: int = 0
-    by_type: Counter[str] = msgspec.field(default_factory=Counter)
+    is_tied: bool = True
+    weights: dict[Part, Counter[str]] = msgspec.field(default_factory=dict)
+    layers: Counter[int] = msgspec.field(default_factory=Counter)
+
+    def add(self, name: str, type_name: str, values: int, size: int) -> None:
+        """Count one tensor."""
+        self.values += values
+        self.size += size
+        if name == "output.weight":
+            self.is_tied = False
+        part: Part = "head"
+        if layer := _LAYER.match(name):
+            part = "experts" if "_exps" in name else "layers"
+            self.layers[int(layer[1])] += size
+        elif name in ("token_embd.weight", "per_layer_token_embd.weight"):
+            part = "embedding"
+        self.weights.setdefault(part, Counter())[type_name] += size
 
 
-def _read_tensors(reader: _Reader, count: int, alignment: object) -> _Tensors:
+def _read_tensors(reader: Reader, count: int, alignment: object) -> _Tensors:
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         reader.fail(f"its alignment is {alignment}, not a power of two")
     totals = _Tensors(count=count)
@@ -329,9 +270,7 @@ def _read_tensors(reader: _Reader, count: int, alignment: object) -> _Tensors:
             reader.fail(f'the data of tensor "{shown}" begin at {offset} where {expected} was expected')
         size = values // block * block_bytes
         expected = _padded(offset + size, alignment)
-        totals.values += values
-        totals.size += size
-        totals.by_type[type_name] += size
+        totals.add(name, type_name, values, size)
         last = offset + size
     if count:
         end = _padded(reader.position, alignment) + last
@@ -345,10 +284,11 @@ def _padded(size: int, alignment: int) -> int:
 
 
 def _summary(
-    reader: _Reader, metadata: dict[str, Scalar | tuple[Scalar, ...]], lengths: dict[str, int], tensors: _Tensors
+    reader: Reader, metadata: dict[str, Scalar | tuple[Scalar, ...]], lengths: dict[str, int], tensors: _Tensors
 ) -> Header:
-    architecture = _text(metadata, "general.architecture")
-    if not architecture:
+    architecture = _text(metadata, "general.architecture") or ""
+    part = metadata.get("split.no", 0)
+    if not architecture and not (isinstance(part, int) and part > 0):
         reader.fail("its metadata do not name an architecture")
 
     def number(key: str) -> int:
@@ -359,27 +299,36 @@ def _summary(
             reader.fail(f"{key} is negative")
         return max(whole, default=0)
 
+    n_layer = number("block_count")
+    if n_layer > _MAX_LAYERS:
+        reader.fail(f"it claims to have {n_layer} layers")
+    # Only the first part of a split model says how many there are.
+    n_seen = max(tensors.layers, default=-1) + 1
     n_head = number("attention.head_count")
     embedding = number("embedding_length")
     head = embedding // n_head if n_head else 0
     file_type = metadata.get("general.file_type")
     # The high bit says that the type was guessed; some tools leave the label out altogether.
     label = FILE_TYPES.get(file_type & ~1024) if isinstance(file_type, int) else None
+    by_type = sum(tensors.weights.values(), Counter())
     return Header(
         architecture=architecture,
         name=_text(metadata, "general.name") or "",
-        quantization=label or next((name for name, _ in tensors.by_type.most_common(1)), "unknown"),
+        quantization=label or next((name for name, _ in by_type.most_common(1)), "unknown"),
         context=number("context_length"),
-        n_layer=number("block_count"),
+        n_layer=n_layer,
         n_head=n_head,
         n_head_kv=number("attention.head_count_kv") or n_head,
         key_length=number("attention.key_length") or head,
         value_length=number("attention.value_length") or head,
         embedding=embedding,
-        vocabulary=lengths.get("tokenizer.ggml.tokens", 0),
+        vocabulary=lengths.get(_VOCABULARY, 0),
         parameters=tensors.values,
         tensors=tensors.count,
         tensor_bytes=tensors.size,
+        weights={part: dict(sizes) for part, sizes in tensors.weights.items()},
+        layer_bytes=tuple(tensors.layers[layer] for layer in range(n_layer or min(_MAX_LAYERS, n_seen))),
+        is_tied=tensors.is_tied,
         chat_template=_text(metadata, "tokenizer.chat_template"),
         metadata=metadata,
         lengths=lengths,

@@ -1,4 +1,4 @@
-"""The numbers that a GGUF file uses for tensor types and quantizations, as llama.cpp defines them. Data only.
+"""The numbers that a GGUF file uses for tensor types and quantizations, as llama.cpp defines them.
 
 Source: `enum ggml_type`, its block and byte sizes, and `enum llama_ftype` of llama.cpp as in llama-cpp-python 0.3.36.
 """
@@ -43,6 +43,21 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     42: ("Q2_0", 64, 18),
 }
 """Type number to name, values a block, bytes a block."""
+
+_BY_NAME = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
+
+
+def values_of(type_name: str, size: int) -> int:
+    """How many values a tensor type keeps in `size` bytes."""
+    block, block_bytes = _BY_NAME[type_name]
+    return size // block_bytes * block
+
+
+def bytes_of(type_name: str, values: int) -> int:
+    """How many bytes a tensor type takes for that many values, broken blocks filled up."""
+    block, block_bytes = _BY_NAME[type_name]
+    return -(-values // block) * block_bytes
+
 
 REMOVED_TENSOR_TYPES: dict[int, str] = {
     4: "Q4_2",

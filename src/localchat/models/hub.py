@@ -2,6 +2,7 @@
 
 huggingface_hub knows the hub's address, the person's token and the error codes; the bytes are moved by `download`,
 because the library neither resumes across runs nor checks a hash. `HF_ENDPOINT` and `HF_HUB_OFFLINE` are respected.
+`repos` asks which files there are.
 """
 
 from __future__ import annotations
@@ -48,16 +49,12 @@ def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, canc
 
     Raises `SourceFailed` with what the hub's refusal means, and `Interrupted`.
     """
-    # The library reads its environment when it is imported, and reports what uses it unless told not to.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub import constants
 
     if constants.is_offline_mode():
         raise SourceFailed("is switched off by HF_HUB_OFFLINE")
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT
-    url = hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=endpoint)
-    headers = build_hf_headers(library_name="localchat", library_version=__version__)
+    url, headers = address(source), identity()
 
     def head() -> Reply:
         # The promise is in the hub's own answer, not in that of the storage it redirects to.
@@ -67,8 +64,39 @@ def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, canc
     reply.close()
     pin = _promise(reply.headers, reply.status, source.revision, constants, size, sha256)
     if pin.revision:
-        url = hf_hub_url(source.repo, source.file, revision=pin.revision, endpoint=endpoint)
+        url = address(Hub(source.repo, pin.revision, source.file))
     return HubFile(url, headers, pin)
+
+
+def endpoint() -> str:
+    """The hub's address, without a slash at its end: HF_ENDPOINT, else the library's own."""
+    # The library reads its environment when it is imported, and reports what uses it unless told not to.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
+
+
+def address(source: Hub) -> str:
+    """Where the hub has a file."""
+    where = endpoint()
+    from huggingface_hub import hf_hub_url
+
+    return str(hf_hub_url(source.repo, source.file, revision=source.revision, endpoint=where))
+
+
+def identity() -> Mapping[str, str]:
+    """The headers that tell the hub who asks: localchat, and the person's token where there is one."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers: Mapping[str, str] = build_hf_headers(library_name="localchat", library_version=__version__)
+    return headers
+
+
+def hash_in(headers: Mapping[str, str]) -> str | None:
+    """The sha256 that a hub, or its storage, gives as a file's entity tag; None where the tag is something else."""
+    etag = (headers.get("x-linked-etag") or headers.get("etag", "")).removeprefix("W/").strip('"')
+    return etag if _SHA256.fullmatch(etag) else None
 
 
 def explain(reply: Reply) -> str:
@@ -92,8 +120,7 @@ def _promise(
         if commit and commit != revision:
             raise SourceFailed("answered with another revision than it was asked for")
         commit = revision
-    etag = (header("HUGGINGFACE_HEADER_X_LINKED_ETAG") or headers.get("etag", "")).removeprefix("W/").strip('"')
-    theirs = etag if _SHA256.fullmatch(etag) else None
+    theirs = hash_in(headers)
     if theirs and sha256 and theirs != sha256:
         raise SourceFailed(f"has another file under this name (sha256 {theirs[:12]}…)")
     length = header("HUGGINGFACE_HEADER_X_LINKED_SIZE") or (headers.get("content-length", "") if status == 200 else "")

@@ -8,6 +8,7 @@ on USB sticks. Knows nothing of disks.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from localchat.errors import UsageError
@@ -68,6 +69,12 @@ def place_of(repo: str, file: str) -> PurePosixPath:
     return PurePosixPath(check_repo(repo)) / check_file(file)
 
 
+def is_projector(file: str) -> bool:
+    """Whether a file of this name lets a model see pictures, rather than being a model."""
+    name = file.rpartition("/")[2].lower()
+    return name.startswith("mmproj") or bool(re.search(r"[._-]mmproj[._-]", name))
+
+
 def split_siblings(file: str) -> list[str]:
     """All file names of the split GGUF that `file` is part of, in order; `[file]` where it is not split."""
     match = _SPLIT.fullmatch(file)
@@ -80,6 +87,7 @@ def split_siblings(file: str) -> list[str]:
     return [f"{match['stem']}-{number:05}{ending[6:]}" for number in range(1, count + 1)]
 
 
+@lru_cache(maxsize=4096)  # a catalogue says most of its names several times
 def _fault_of(name: str) -> str | None:
     if not name:
         return "is empty"

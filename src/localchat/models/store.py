@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from localchat.errors import DamagedFile, NeedsVerification, NoSuchModel
 from localchat.models import gguf, records
 from localchat.models.catalogue import Entry, Quantization, catalogue
-from localchat.models.names import split_siblings
+from localchat.models.names import is_projector, split_siblings
 from localchat.paths import paths
 from localchat.protocol import Sampling
 from localchat.safe_text import safe_line
@@ -110,7 +110,7 @@ def resolve(
     """
     if name is None:
         name = settings().model
-    file = _as_path(name) if name else None
+    file = path_of(name) if name else None
     if file:
         return _outside(file, may_hash, on_hashed, cancelled)
     found = list(_scan())
@@ -123,46 +123,48 @@ def resolve(
     return _verified(chosen, _names(found), may_hash, on_hashed, cancelled)
 
 
-def label_in(file: str) -> str:
-    """The quantization that a file's name speaks of (`Q4_K_M`), or nothing."""
-    labels = [match[1].upper() for match in _LABEL.finditer(file)]
-    return labels[-1] if labels else ""
+def find(name: str) -> ModelFile:
+    """The model of the store that `name` means, as it lies there: nothing is verified. Raises `NoSuchModel`."""
+    return matching(name)[0]
 
 
-def _named(name: str, found: list[_Found]) -> _Found:
-    """The file of the store that goes by `name`. Raises `NoSuchModel` with names that are close."""
+def matching(name: str) -> list[ModelFile]:
+    """Every model of the store that `name` can mean, the one that `find` takes first. Raises `NoSuchModel`."""
+    found = list(_scan())
     names = _names(found)
-    wanted = name.strip().lower()
-    hit = catalogue().find(name)
-    if hit:
-        entry, quantization = hit
-        mine = [
-            one
-            for one in found
-            if one.known_as and one.known_as[0] is entry and quantization in (None, one.known_as[1])
-        ]
-        if mine:
-            # The quantization that the entry puts first, unless only others are here.
-            return max(
-                mine, key=lambda one: (one.known_as == (entry, entry.quantization[0]), one.at_home, _recency(one))
-            )
-    for one in found:
-        if wanted in (names[one.path].lower(), one.place.lower(), one.path.name.lower(), one.path.stem.lower()):
-            return one
-    repo, _, label = wanted.partition(":")
-    mine = [one for one in found if one.place.lower().rpartition("/")[0] == repo]
-    mine = [one for one in mine if not label or one.tag.lower() == label]
-    if mine:
-        return max(mine, key=_recency)
-    if hit:
-        raise NoSuchModel(
-            f"{safe_line(name)} is in the catalogue but not on this machine: "
-            f'"localchat ask -m {safe_line(name)} hello" fetches it'
-        )
-    raise NoSuchModel(_no_such(name, [*names.values(), *catalogue().names()]))
+    path = path_of(name)
+    candidates = [one for one in found if one.path == path] if path else _candidates(name, found)
+    if not candidates:
+        raise NoSuchModel(f"{safe_line(name)} is not in the models folder: `localchat import` takes it in")
+    return [_described(one, names) for one in candidates]
 
 
-def _no_such(name: str, known: list[str]) -> str:
+def parts(path: Path) -> list[Path]:
+    """The parts that are there of the model whose first part is `path`, in order."""
+    return [part for name in split_siblings(path.name) if (part := path.with_name(name)).is_file()]
+
+
+def pinned(path: Path) -> Quantization | None:
+    """What the catalogue says of the file that belongs at `path`; None where it says nothing."""
+    try:
+        known = catalogue().by_place.get(path.relative_to(paths().models).as_posix())
+    except ValueError:
+        return None
+    return known[1] if known else None
+
+
+def known_as(model: ModelFile) -> tuple[Entry, Quantization] | None:
+    """What the catalogue has for a model: by what it was verified to be, else by place, name and size."""
+    try:
+        return _Found(model.path, model.path.relative_to(paths().models).as_posix()).known_as
+    except ValueError:
+        return _by_name_and_size(model.path)
+
+
+def unknown(name: str, known: list[str] | None = None) -> str:
+    """The sentence for a name that nothing goes by, with those of the `known` names (all there are) that are close."""
+    if known is None:
+        known = [*_names(list(_scan())).values(), *catalogue().names()]
     from difflib import get_close_matches
 
     spelled = {one.lower(): one for one in known}
@@ -177,8 +179,54 @@ def _no_such(name: str, known: list[str]) -> str:
     return f'there is no {kind} "{shown}": "localchat models" lists those there are, or name a .gguf file'
 
 
-def _as_path(name: str) -> Path | None:
-    """The file that `name` is a path to; None where it is not one. Raises `NoSuchModel` for a path to nothing."""
+def label_in(file: str) -> str:
+    """The quantization that a file's name speaks of (`Q4_K_M`), or nothing."""
+    labels = [match[1].upper() for match in _LABEL.finditer(file)]
+    return labels[-1] if labels else ""
+
+
+def _named(name: str, found: list[_Found]) -> _Found:
+    """The file of the store that goes by `name`. Raises `NoSuchModel` with names that are close."""
+    return _candidates(name, found)[0]
+
+
+def _candidates(name: str, found: list[_Found]) -> list[_Found]:
+    """The files that `name` can mean, the likeliest first. Raises `NoSuchModel` with names that are close."""
+    names = _names(found)
+    wanted = name.strip().lower()
+    hit = catalogue().find(name)
+    if hit:
+        entry, quantization = hit
+        mine = [
+            one
+            for one in found
+            if one.known_as and one.known_as[0] is entry and quantization in (None, one.known_as[1])
+        ]
+        if mine:
+            # The quantization that the entry puts first, unless only others are here.
+            first = (entry, entry.quantization[0])
+            return sorted(mine, key=lambda one: (one.known_as == first, one.at_home, _recency(one)), reverse=True)
+    for one in found:
+        if wanted in (names[one.path].lower(), one.place.lower()):
+            return [one]
+    mine = [one for one in found if wanted in (one.path.name.lower(), one.path.stem.lower())]
+    if mine:
+        return mine
+    repo, _, label = wanted.partition(":")
+    mine = [one for one in found if one.place.lower().rpartition("/")[0] == repo]
+    mine = [one for one in mine if not label or one.tag.lower() == label]
+    if mine:
+        return sorted(mine, key=_recency, reverse=True)
+    if hit:
+        raise NoSuchModel(
+            f"{safe_line(name)} is in the catalogue but not on this machine: "
+            f'"localchat pull {safe_line(name)}" fetches it'
+        )
+    raise NoSuchModel(unknown(name, [*names.values(), *catalogue().names()]))
+
+
+def path_of(name: str) -> Path | None:
+    """The file that `name` is a path to; None where it is none. Raises `NoSuchModel` for a path to nothing."""
     try:
         path = Path(name).expanduser()
         is_file = path.is_file()
@@ -227,13 +275,31 @@ def _by_name_and_size(path: Path) -> tuple[Entry, Quantization] | None:
 def _scan() -> Iterator[_Found]:
     """Every model of the store: GGUF files at most three folders deep, of a model in parts the first one."""
     root = paths().models
-    for pattern in ("*/*/*", "*/*", "*"):
-        for path in sorted(root.glob(pattern)):
-            name = path.name.lower()
-            if not name.endswith(".gguf") or name.startswith((".", "mmproj")):
-                continue
-            if split_siblings(path.name)[0] == path.name and path.is_file():
-                yield _Found(path, path.relative_to(root).as_posix())
+    for path in _gguf_files(root, 2):
+        if not is_projector(path.name) and split_siblings(path.name)[0] == path.name:
+            yield _Found(path, path.relative_to(root).as_posix())
+
+
+def _gguf_files(folder: Path, deeper: int) -> Iterator[Path]:
+    """The GGUF files in a folder and those below it, by name, but for what vanishes meanwhile or cannot be read."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda one: one.name)
+    except OSError:
+        return
+    for entry in entries:
+        if deeper and _is(entry.is_dir):
+            yield from _gguf_files(folder / entry.name, deeper - 1)
+    for entry in entries:
+        if entry.name.lower().endswith(".gguf") and _is(entry.is_file):
+            yield folder / entry.name
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _names(found: list[_Found]) -> dict[Path, str]:
@@ -307,12 +373,16 @@ def _verified(
             )
             for part in parts
         ]
+    except FileNotFoundError:
+        # Another process removes models too.
+        raise NoSuchModel(f"{safe_line(one.place)} was removed just now: `localchat models` lists those left") from None
     except OSError as error:
         raise DamagedFile(f"cannot read {safe_line(str(one.path))} ({error.strerror}): make it readable") from error
     if not one.record:
         # Now that it is known what the file is, it may go by another name than before.
         found = list(_scan())
-        one, names = next((again for again in found if again.path == one.path), one), _names(found)
+        one = next((again for again in found if again.path == one.path), one)
+        names = {**names, **_names(found)}  # it may have been removed meanwhile
     sha256 = kept[0].sha256
     if len(kept) > 1:
         import hashlib

@@ -13,13 +13,16 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import cache
+from typing import Any
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 from localchat.errors import Interrupted
+from localchat.models.progress import STOPPED
 from localchat.safe_text import safe_line
 
 CONNECT_S = 5.0
@@ -28,7 +31,8 @@ STALL_S = 30.0
 """Seconds in which a server must send something worth the wait (`STALL_BYTES`)."""
 STALL_BYTES = 32 << 10
 MAX_REDIRECTS = 5
-_QUEUED = 16
+_QUEUED = 8
+"""Pieces of up to 64 KiB that wait for whoever writes them; what they hold is lost when the process is killed."""
 _POLL_S = 0.05
 
 Cancelled = Callable[[], bool]
@@ -56,11 +60,16 @@ class Reply:
         self.headers = headers
         self._worker = worker
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes, None, None]:
         """The body, piece by piece, as it was sent (no decoding). Raises `TransportError` and `Interrupted`."""
-        quiet_since, received = time.monotonic(), 0
+        quiet_since, received, stall_s = time.monotonic(), 0, self._worker.stall_s
         while True:
-            piece = self._worker.next(quiet_since + STALL_S)
+            try:
+                piece = self._worker.next(quiet_since + stall_s)
+            except TransportError as error:
+                if error.stalled and received:
+                    raise _trickle() from error
+                raise
             if piece is None:
                 return
             yield piece
@@ -68,46 +77,123 @@ class Reply:
             now = time.monotonic()
             if received >= STALL_BYTES:
                 quiet_since, received = now, 0
-            elif now - quiet_since > STALL_S:
-                raise TransportError("it nearly stopped sending", reached=True, stalled=True)
+            elif now - quiet_since > stall_s:
+                raise _trickle()
 
     def close(self) -> None:
         """Stop the transfer; nothing more is read."""
         self._worker.stop()
 
 
+class Session:
+    """What requests for one file share: a connection that stays open, and the address that redirects led to.
+
+    One request at a time; a stopped one may still be on its way out.
+    """
+
+    def __init__(self) -> None:
+        self.client = _client()
+        self._asked = self._address = ""
+        self._bare = False
+        self._users = 0
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the next request spares itself the redirects of the one before."""
+        return bool(self._address)
+
+    def forget(self) -> None:
+        """Follow the redirects anew: a signed address behind them may have expired, or lead to a broken server."""
+        self._asked = self._address = ""
+
+    def remember(self, asked: str, address: str, bare: bool) -> None:
+        """Note where `asked` led to, and whether to another host, which gets no credentials (`bare`)."""
+        self._asked, self._address, self._bare = (asked, address, bare) if address != asked else ("", "", False)
+
+    def resolve(self, url: str) -> tuple[str, bool]:
+        """Where a request for `url` goes, and whether without credentials."""
+        return (self._address, self._bare) if url == self._asked and self._address else (url, False)
+
+    def close(self) -> None:
+        """Close the connection, at once or when the request that uses it has stopped."""
+        with self._lock:
+            self._closed = True
+            if self._users:
+                return
+        self.client.close()
+
+    def enter(self) -> None:
+        """A request begins."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """A request has ended."""
+        with self._lock:
+            self._users -= 1
+            if self._users or not self._closed:
+                return
+        self.client.close()
+
+
 def request(
-    method: str, url: str, headers: Mapping[str, str], *, cancelled: Cancelled | None = None, follow: bool = True
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    cancelled: Cancelled | None = None,
+    follow: bool = True,
+    session: Session | None = None,
+    stall_s: float | None = None,
 ) -> Reply:
     """Send a request and return once the final answer's headers are there.
 
     At most five redirects are followed, to https only (plain http within this machine); without `follow` only those
-    that stay on the same host. An `authorization` header goes to the first host alone. Raises `TransportError` and
-    `Interrupted`.
+    that stay on the same host. An `authorization` header goes to the first host alone. Without a `session`, the
+    connection ends with the request. `stall_s` takes the place of `STALL_S`. Raises `TransportError` and `Interrupted`.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     headers["accept-encoding"] = "identity"
     check_url(url)
-    for _ in range(MAX_REDIRECTS + 1):
-        worker = _Worker(method, url, headers, cancelled)
-        reply = worker.reply()
-        target = reply.headers.get("location")
-        if reply.status not in (301, 302, 303, 307, 308) or not target:
-            return reply
-        try:
-            target = urljoin(url, target)
-        except ValueError:
-            raise TransportError("it redirects to an address that is none", reached=True, final=True) from None
-        check_url(target)
-        if _origin(target) != _origin(url):
-            if not follow:
+    asked = url
+    used = session or Session()
+    url, bare = used.resolve(url)
+    if bare:
+        headers.pop("authorization", None)
+    try:
+        for _ in range(MAX_REDIRECTS + 1):
+            worker = _Worker(method, url, headers, cancelled, used, STALL_S if stall_s is None else stall_s)
+            reply = worker.reply()
+            target = reply.headers.get("location")
+            if reply.status not in (301, 302, 303, 307, 308) or not target:
+                used.remember(asked, url, bare)
                 return reply
-            headers.pop("authorization", None)
-            if is_loopback(urlsplit(target).hostname or "") and not is_loopback(urlsplit(url).hostname or ""):
-                raise TransportError(f"{host_of(url)} redirects into this machine", reached=True, final=True)
-        reply.close()
-        url = target
-    raise TransportError(f"it redirects more than {MAX_REDIRECTS} times", reached=True, final=True)
+            target = _target(url, target)
+            if _origin(target) != _origin(url):
+                if not follow:
+                    return reply
+                headers.pop("authorization", None)
+                bare = True
+            reply.close()
+            url = target
+        raise TransportError(f"it redirects more than {MAX_REDIRECTS} times", reached=True, final=True)
+    finally:
+        if not session:
+            used.close()
+
+
+def _target(url: str, location: str) -> str:
+    """Where a redirect leads. Raises `TransportError` where nobody must go."""
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        raise TransportError("it redirects to an address that is none", reached=True, final=True) from None
+    check_url(target)
+    if is_loopback(urlsplit(target).hostname or "") and not is_loopback(urlsplit(url).hostname or ""):
+        raise TransportError(f"{host_of(url)} redirects into this machine", reached=True, final=True)
+    return target
 
 
 def check_url(url: str) -> None:
@@ -143,6 +229,29 @@ def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def _client() -> httpx2.Client:
+    return httpx2.Client(follow_redirects=False, verify=_certificates())
+
+
+def _trickle() -> TransportError:
+    return TransportError("it nearly stopped sending", reached=True, stalled=True)
+
+
+def _has_proxy(url: str) -> bool:
+    """Whether the environment sends requests for an address through a proxy."""
+    parts = urlsplit(url)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+
+
+def _certificate_doubt(error: object) -> str:
+    """What is wrong with a server's certificate, if that is what an error is about."""
+    while isinstance(error, BaseException):
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return safe_line(error.verify_message) or "not valid"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     try:
@@ -155,13 +264,24 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 class _Worker:
     """The thread that carries one request out, and the queue through which its answer comes."""
 
-    def __init__(self, method: str, url: str, headers: Mapping[str, str], cancelled: Cancelled | None) -> None:
+    def __init__(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        cancelled: Cancelled | None,
+        session: Session,
+        stall_s: float,
+    ) -> None:
+        self.stall_s = stall_s
         self._request = (method, url, dict(headers))
         self._cancelled = cancelled
+        self._session = session
         # Holds the answer, then its pieces, then None; an exception in place of any of them.
         self._queue: queue.Queue[Reply | bytes | Exception | None] = queue.Queue(_QUEUED)
         self._connected = threading.Event()
         self._stopped = threading.Event()
+        session.enter()
         threading.Thread(target=self._run, name="localchat-transfer", daemon=True).start()
 
     def reply(self) -> Reply:
@@ -169,7 +289,7 @@ class _Worker:
         try:
             began = time.monotonic()
             while True:
-                deadline = began + (STALL_S if self._connected.is_set() else CONNECT_S)
+                deadline = began + (self.stall_s if self._connected.is_set() else CONNECT_S)
                 try:
                     item = self._queue.get(timeout=_POLL_S)
                 except queue.Empty:
@@ -206,13 +326,14 @@ class _Worker:
     def _check_cancelled(self) -> None:
         if self._cancelled and self._cancelled():
             self.stop()
-            raise Interrupted("stopped: what was fetched so far is kept, and asking again goes on from there")
+            raise Interrupted(STOPPED)
 
     def _silence(self) -> TransportError:
         host = host_of(self._request[1])
         if not self._connected.is_set():
-            return TransportError(f"{host} did not answer within {CONNECT_S:.0f} s", reached=False)
-        return TransportError(f"{host} sent nothing for {STALL_S:.0f} s", reached=True, stalled=True)
+            by = " through the proxy that is set" if _has_proxy(self._request[1]) else ""
+            return TransportError(f"{host} did not answer within {CONNECT_S:.0f} s{by}", reached=False)
+        return TransportError(f"{host} sent nothing for {self.stall_s:.0f} s", reached=True, stalled=True)
 
     def _as_error(self, item: object) -> TransportError:
         host = host_of(self._request[1])
@@ -220,6 +341,13 @@ class _Worker:
             return item
         if isinstance(item, httpx2.TimeoutException):
             return self._silence()
+        if doubt := _certificate_doubt(item):
+            return TransportError(
+                f"the certificate of {host} cannot be trusted ({doubt}); if your own network has a proxy in between, "
+                "name the file of its authority in SSL_CERT_FILE",
+                reached=True,
+                final=True,
+            )
         reason = safe_line(str(item)) or type(item).__name__
         if isinstance(item, httpx2.ProxyError):
             return TransportError(f"the proxy on the way to {host} refused ({reason})", reached=False)
@@ -229,12 +357,11 @@ class _Worker:
 
     def _run(self) -> None:
         method, url, headers = self._request
-        timeout = httpx2.Timeout(STALL_S, connect=CONNECT_S)
+        timeout = httpx2.Timeout(self.stall_s, connect=CONNECT_S)
+        extensions = {"trace": self._trace}
         try:
-            with (
-                httpx2.Client(timeout=timeout, follow_redirects=False, verify=_certificates()) as client,
-                client.stream(method, url, headers=headers, extensions={"trace": self._trace}) as response,
-            ):
+            stream = self._session.client.stream(method, url, headers=headers, timeout=timeout, extensions=extensions)
+            with stream as response:
                 plain = {name.lower(): value for name, value in response.headers.items()}
                 self._put(Reply(url, response.status_code, plain, self))
                 for piece in response.iter_raw():
@@ -243,9 +370,12 @@ class _Worker:
             self._put(None)
         except Exception as error:  # whatever it is crosses to the thread that asked
             self._put(error)
+        finally:
+            self._session.leave()
 
-    def _trace(self, event: str, info: object) -> None:
-        if event.endswith("send_request_headers.started"):
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        # A proxy that takes a request to connect has not reached the server yet.
+        if event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
             self._connected.set()
 
     def _put(self, item: Reply | bytes | Exception | None) -> bool:

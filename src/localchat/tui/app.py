@@ -48,6 +48,7 @@ class ChatApp(App[None], inherit_bindings=False):
         context: int | None = None,
         stop: list[str] | None = None,
         thinking: bool | None = None,
+        gpu_layers: int | None = None,
         prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +57,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.theme = PAGE.name
         self._engine = engine
         self._conversation = Conversation(
-            model, system, sampling or Sampling(), max_tokens, context, stop or [], thinking
+            model, system, sampling or Sampling(), max_tokens, context, stop or [], thinking, gpu_layers
         )
         self._preparation = Preparation(prepare)
         self._clock = clock
@@ -106,6 +107,7 @@ def run(
     context: int | None = None,
     stop: list[str] | None = None,
     thinking: bool | None = None,
+    gpu_layers: int | None = None,
     prepare: Prepare | None = None,
 ) -> None:
     """Open the chat and return when the person leaves it; raises `SystemExit` where a signal or a fault ended it."""
@@ -118,6 +120,7 @@ def run(
         context=context,
         stop=stop,
         thinking=thinking,
+        gpu_layers=gpu_layers,
         prepare=prepare,
     )
     app.run()

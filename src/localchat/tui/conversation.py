@@ -182,7 +182,7 @@ class Turn:
 @dataclass(slots=True)
 class Conversation:
     """The turns so far, and what goes with each request: model, system prompt, sampling, limits (in tokens),
-    stop strings, and whether the model shall think.
+    stop strings, whether the model shall think, and how many of its layers lie on GPUs.
     """
 
     model: str = ""
@@ -192,6 +192,7 @@ class Conversation:
     context: int | None = None
     stop: list[str] = field(default_factory=list)
     thinking: bool | None = None
+    gpu_layers: int | None = None
     turns: list[Turn] = field(default_factory=list)
 
     def ask(self, text: str, now: float) -> Turn:
@@ -232,6 +233,6 @@ class Conversation:
             stream_options=StreamOptions(include_usage=True),
             max_tokens=self.max_tokens,
             stop=self.stop or None,
-            localchat=Extras(thinking=self.thinking, context=self.context, progress=True),
+            localchat=Extras(thinking=self.thinking, context=self.context, gpu_layers=self.gpu_layers, progress=True),
             **msgspec.structs.asdict(self.sampling),
         )

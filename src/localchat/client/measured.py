@@ -1,0 +1,78 @@
+"""The figures of this machine, for whoever predicts a speed: kept ones, else measured ones, else a guess.
+
+Measuring loads the engine's native code, which can abort: it happens in a process of its own, for some seconds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from threading import Timer
+
+import msgspec
+
+from localchat import machine as machines
+from localchat.machine import Machine
+
+_TIMEOUT_S = 90.0
+"""Many times what it takes: on a machine that is busy with something else it takes longer."""
+
+
+# -P: a file of the folder that the person is in must not be taken for a module.
+_MEASURE = ("-P", "-m", "localchat.engine.measure")
+
+
+class _Line(msgspec.Struct):
+    """What the measuring process prints: how far it is, or at last the figures."""
+
+    done: int = 0
+    total: int = 0
+    machine: Machine | None = None
+
+
+def machine(
+    *, may_measure: bool = True, anew: bool = False, on_progress: Callable[[float], None] | None = None
+) -> Machine | None:
+    """The figures of this machine, as kept; where there are none they are measured, which takes some seconds.
+
+    `on_progress` gets fractions from 0 to 1 meanwhile. Without `may_measure`, None where nothing is kept. Where
+    measuring fails, a guess is kept, so that it is not tried again before the engine is another, or `anew` is wanted.
+    """
+    if not anew and (kept := machines.load()):
+        return kept
+    if not may_measure:
+        return None
+    found = _measure(on_progress or (lambda _fraction: None)) or machines.guess()
+    machines.save(found)
+    return found
+
+
+def quick() -> Machine:
+    """What is kept, or else a guess from the number of cores (`is_guess`); takes no time."""
+    return machines.load() or machines.guess()
+
+
+def _measure(on_progress: Callable[[float], None]) -> Machine | None:
+    """Run the measuring process; None where it fails or takes too long. Whatever ends us, ends it."""
+    found: Machine | None = None
+    with subprocess.Popen(
+        [sys.executable, *_MEASURE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        timer = Timer(_TIMEOUT_S, process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert process.stdout
+            for raw in process.stdout:
+                try:
+                    line = msgspec.json.decode(raw, type=_Line)
+                except msgspec.DecodeError:
+                    continue  # not a line of ours
+                found = line.machine or found
+                if line.total:
+                    on_progress(min(1.0, line.done / line.total))
+        finally:
+            timer.cancel()
+            process.kill()
+    return found

@@ -1,0 +1,355 @@
+"""Measures how fast this machine computes with each tensor type, with the very kernels that the engine would use.
+
+`python -m localchat.engine.measure` prints JSON lines: `{"done", "total"}` as it goes on, then `{"machine"}`. It is run
+in a process of its own (`client.measured`), because native code may abort. It takes a few seconds.
+
+ggml is called directly: the binding has no names for it, but the loaded library exports it. Weights lie in the buffer
+type that llama.cpp would choose, so that repacked types are measured as they run. They are one constant byte: no
+kernel's time depends on them, and none of the values is denormal or not a number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from localchat.engine.devices import devices
+from localchat.engine.llama import api
+from localchat.errors import LocalchatError
+from localchat.hardware import available_memory
+from localchat.machine import Attention, Figures, Machine, Rate, compute_threads, cpu_name, engine_stamp
+
+# Type number, values a block, bytes a block, as ggml has them.
+TYPES: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "BF16": (30, 1, 2),
+    "Q8_0": (8, 32, 34),
+    "Q6_K": (14, 256, 210),
+    "Q5_K": (13, 256, 176),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
+    "Q4_K": (12, 256, 144),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136),
+    "MXFP4": (39, 32, 17),
+    "Q3_K": (11, 256, 110),
+    "Q2_K": (10, 256, 84),
+}
+
+_CPU_DEVICE = 0  # enum ggml_backend_dev_type
+_F32, _F16 = 0, 1
+# A matrix of a model with some billions of parameters.
+_COLUMNS, _ROWS = 2048, 4096
+_MICRO_BATCH = 512
+_CACHED_BYTES, _STREAMED_BYTES = 24 << 20, 512 << 20
+_PREFILL_ROWS = 1024
+_HEADS, _ATTENDED = (64, 128, 256), 1024
+_FILL = 0x11  # a small normal number in every type that has a scale or an exponent
+_SECONDS = 0.06  # for each figure, and at least three times
+
+_CONTEXT_BYTES = 4 << 20
+_GRAPH_NODES = 2048
+
+
+class _InitParams(ctypes.Structure):
+    """`struct ggml_init_params`."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+@cache
+def _ggml() -> Any:
+    """The loaded library with the types of the functions used here."""
+    library = api()._lib
+    pointer, size, i64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+    number, real, text = ctypes.c_int, ctypes.c_float, ctypes.c_char_p
+    for name, result, arguments in (
+        ("ggml_init", pointer, [_InitParams]),
+        ("ggml_free", None, [pointer]),
+        ("ggml_nbytes", size, [pointer]),
+        ("ggml_new_tensor_2d", pointer, [pointer, number, i64, i64]),
+        ("ggml_new_tensor_3d", pointer, [pointer, number, i64, i64, i64]),
+        ("ggml_mul_mat", pointer, [pointer, pointer, pointer]),
+        ("ggml_rms_norm", pointer, [pointer, pointer, real]),
+        ("ggml_mul", pointer, [pointer, pointer, pointer]),
+        ("ggml_add", pointer, [pointer, pointer, pointer]),
+        ("ggml_permute", pointer, [pointer, pointer, number, number, number, number]),
+        ("ggml_flash_attn_ext", pointer, [pointer, pointer, pointer, pointer, pointer, real, real, real]),
+        ("ggml_new_graph_custom", pointer, [pointer, size, ctypes.c_bool]),
+        ("ggml_build_forward_expand", None, [pointer, pointer]),
+        ("ggml_backend_dev_by_type", pointer, [number]),
+        ("ggml_backend_dev_by_name", pointer, [text]),
+        ("ggml_backend_dev_init", pointer, [pointer, text]),
+        ("ggml_backend_dev_buffer_type", pointer, [pointer]),
+        ("ggml_backend_dev_backend_reg", pointer, [pointer]),
+        ("ggml_backend_dev_supports_op", ctypes.c_bool, [pointer, pointer]),
+        ("ggml_backend_reg_get_proc_address", pointer, [pointer, text]),
+        ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
+        ("ggml_backend_buft_alloc_buffer", pointer, [pointer, size]),
+        ("ggml_backend_buft_get_alignment", size, [pointer]),
+        ("ggml_backend_buft_is_host", ctypes.c_bool, [pointer]),
+        ("ggml_backend_buffer_get_base", pointer, [pointer]),
+        ("ggml_backend_buffer_clear", None, [pointer, ctypes.c_uint8]),
+        ("ggml_backend_buffer_free", None, [pointer]),
+        ("ggml_backend_tensor_alloc", number, [pointer, pointer, pointer]),
+        ("ggml_backend_graph_compute", number, [pointer, pointer]),
+        ("ggml_backend_free", None, [pointer]),
+    ):
+        getattr(library, name).restype = result
+        getattr(library, name).argtypes = arguments
+    return library
+
+
+@contextmanager
+def _context() -> Iterator[Any]:
+    """A ggml context: it holds descriptions of tensors, not their data."""
+    context = _ggml().ggml_init(_InitParams(_CONTEXT_BYTES, None, True))
+    try:
+        yield context
+    finally:
+        _ggml().ggml_free(context)
+
+
+class Bench:
+    """One device with room for weights; `threads` counts on a processor only."""
+
+    def __init__(self, device: Any, threads: int) -> None:
+        ggml = _ggml()
+        self._device = device
+        self._backend = ggml.ggml_backend_dev_init(device, None)
+        if not self._backend:
+            raise LocalchatError("the device cannot be used: look at the engine's log")
+        self._plain = ggml.ggml_backend_dev_buffer_type(device)
+        self._special: list[Any] = []
+        registry = ggml.ggml_backend_dev_backend_reg(device)
+        if found := ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads"):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(found)(self._backend, threads)
+        if found := ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts"):
+            listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(found)(device)
+            index = 0
+            while listed and listed[index]:
+                self._special.append(listed[index])
+                index += 1
+        # Weights larger than the caches, but no strain on a small machine.
+        self.streamed_bytes = min(_STREAMED_BYTES, max(2 * _CACHED_BYTES, available_memory() // 8))
+        self._buffers: dict[Any, Any] = {}
+
+    def close(self) -> None:
+        """Give all memory back."""
+        for buffer in self._buffers.values():
+            _ggml().ggml_backend_buffer_free(buffer)
+        _ggml().ggml_backend_free(self._backend)
+
+    def _buffer(self, buffer_type: Any) -> Any:
+        """A filled buffer of that type, in which all weights of a measurement lie; only the last one is kept."""
+        if buffer_type not in self._buffers:
+            while self._buffers:
+                _ggml().ggml_backend_buffer_free(self._buffers.popitem()[1])
+            # Tensors must not end where the buffer does: some kernels' layouts are a little larger than the type says.
+            buffer = _ggml().ggml_backend_buft_alloc_buffer(buffer_type, self.streamed_bytes + (8 << 20))
+            if not buffer:
+                raise LocalchatError("no memory for measuring: close other programs")
+            base = _ggml().ggml_backend_buffer_get_base(buffer)
+            if buffer_type in self._special or _ggml().ggml_backend_buft_is_host(buffer_type):
+                ctypes.memset(base, _FILL, self.streamed_bytes + (8 << 20))
+            else:
+                _ggml().ggml_backend_buffer_clear(buffer, _FILL)
+            self._buffers[buffer_type] = buffer
+        return self._buffers[buffer_type]
+
+    def buffer_type(self, kind: int) -> Any:
+        """The buffer type that llama.cpp keeps weights of this tensor type in; None where the device has no kernel."""
+        ggml = _ggml()
+        for candidate in (*self._special, self._plain):
+            with _context() as weights, _context() as others:
+                weight = ggml.ggml_new_tensor_2d(weights, kind, _COLUMNS, 32)
+                # A device asks where the weights lie before it says what it can do.
+                buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, candidate)
+                if not buffer:
+                    continue
+                product = ggml.ggml_mul_mat(others, weight, ggml.ggml_new_tensor_2d(others, _F32, _COLUMNS, 1))
+                can = ggml.ggml_backend_dev_supports_op(self._device, product)
+                ggml.ggml_backend_buffer_free(buffer)
+                if can:
+                    return candidate
+        return None
+
+    def products(self, name: str, buffer_type: Any, size: int, rows: int, batch: int) -> tuple[float, int, int]:
+        """Seconds for matrix products with `size` bytes of weights, one after the other; the bytes and matrices."""
+        kind, block, block_bytes = TYPES[name]
+        each = _COLUMNS // block * block_bytes * rows
+        alignment = _ggml().ggml_backend_buft_get_alignment(buffer_type)
+        step = -(-each // alignment) * alignment
+        count = max(1, min(size // step, _GRAPH_NODES // 2))
+        buffer = self._buffer(buffer_type)
+        base = _ggml().ggml_backend_buffer_get_base(buffer)
+        ggml = _ggml()
+        with _context() as weights:
+            matrices = []
+            for index in range(count):
+                matrix = ggml.ggml_new_tensor_2d(weights, kind, _COLUMNS, rows)
+                ggml.ggml_backend_tensor_alloc(buffer, matrix, base + index * step)
+                matrices.append(matrix)
+
+            def build(context: Any) -> list[Any]:
+                values = ggml.ggml_new_tensor_2d(context, _F32, _COLUMNS, batch)
+                return [ggml.ggml_mul_mat(context, matrix, values) for matrix in matrices]
+
+            return self._seconds(build), each * count, count
+
+    def attention(self, cells: int, heads: int, heads_kv: int, head: int, batch: int) -> float:
+        """Seconds for attention of `batch` tokens to `cells` others, laid out as in a 16-bit cache."""
+        ggml = _ggml()
+
+        def laid_out(context: Any, kind: int, count: int, length: int) -> Any:
+            tensor = ggml.ggml_new_tensor_3d(context, kind, head, count, length)
+            return ggml.ggml_permute(context, tensor, 0, 2, 1, 3)
+
+        def build(context: Any) -> list[Any]:
+            query = laid_out(context, _F32, heads, batch)
+            keys, values = (laid_out(context, _F16, heads_kv, cells) for _ in range(2))
+            mask = ggml.ggml_new_tensor_2d(context, _F16, cells, batch)
+            return [ggml.ggml_flash_attn_ext(context, query, keys, values, mask, head**-0.5, 0.0, 0.0)]
+
+        return self._seconds(build)
+
+    def layer_seconds(self, layers: int = 64) -> float:
+        """Seconds for the small steps of one layer: seven products, ten passes over the values, all very small."""
+        ggml = _ggml()
+
+        def build(context: Any) -> list[Any]:
+            matrix = ggml.ggml_new_tensor_2d(context, _F32, 64, 64)
+            values = ggml.ggml_new_tensor_2d(context, _F32, 64, 1)
+            for _ in range(layers):
+                for _ in range(7):
+                    values = ggml.ggml_mul_mat(context, matrix, values)
+                for _ in range(2):
+                    values = ggml.ggml_rms_norm(context, values, 1e-5)
+                for _ in range(4):
+                    values = ggml.ggml_mul(context, values, values)
+                    values = ggml.ggml_add(context, values, values)
+            return [values]
+
+        return self._seconds(build) / layers
+
+    def _seconds(self, build: Callable[[Any], list[Any]]) -> float:
+        """The shortest of several computations of the graph that `build` makes."""
+        ggml = _ggml()
+        with _context() as context:
+            graph = ggml.ggml_new_graph_custom(context, _GRAPH_NODES, False)
+            for result in build(context):
+                ggml.ggml_build_forward_expand(graph, result)
+            buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, self._plain)
+            try:
+                ggml.ggml_backend_buffer_clear(buffer, 0x3C)
+                ggml.ggml_backend_graph_compute(self._backend, graph)
+                shortest, times, end = float("inf"), 0, time.perf_counter() + _SECONDS
+                while times < 3 or time.perf_counter() < end:
+                    began = time.perf_counter()
+                    ggml.ggml_backend_graph_compute(self._backend, graph)
+                    shortest = min(shortest, time.perf_counter() - began)
+                    times += 1
+                return max(shortest, 1e-9)
+            finally:
+                ggml.ggml_backend_buffer_free(buffer)
+
+
+def measure(name: str, device: Any, threads: int, on_step: Callable[[], None]) -> Figures:
+    """The figures of one device; `on_step` is called after each of `len(TYPES) + 1` steps."""
+    bench = Bench(device, threads)
+    try:
+        layer = bench.layer_seconds()
+        kinds = {type_name: bench.buffer_type(TYPES[type_name][0]) for type_name in TYPES}
+        rates: dict[str, Rate] = {}
+        # Types that share a kind of buffer one after the other: it is filled once.
+        for type_name in sorted(TYPES, key=lambda one: str(kinds[one])):
+            if kinds[type_name] is not None:
+                rates[type_name] = _rate(bench, type_name, kinds[type_name], layer)
+            on_step()
+        attention = {head: _attention(bench, head) for head in _HEADS}
+        on_step()
+        return Figures(
+            name=name,
+            bandwidth=max(rate.decode for rate in rates.values()),
+            layer_seconds=layer,
+            cached_bytes=_CACHED_BYTES,
+            streamed_bytes=bench.streamed_bytes,
+            rates=rates,
+            attention=attention,
+        )
+    finally:
+        bench.close()
+
+
+def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Rate:
+    """All figures of one tensor type."""
+    streamed, streamed_bytes, _ = bench.products(name, buffer_type, bench.streamed_bytes, _ROWS, 1)
+    cached, cached_bytes, _ = bench.products(name, buffer_type, _CACHED_BYTES, _PREFILL_ROWS, 1)
+    seconds, _, count = bench.products(name, buffer_type, 1, _PREFILL_ROWS, _MICRO_BATCH)
+    return Rate(
+        decode=streamed_bytes / streamed,
+        cached=cached_bytes / cached,
+        prefill=count * _COLUMNS * _PREFILL_ROWS * _MICRO_BATCH / seconds,
+    )
+
+
+def _attention(bench: Bench, head: int) -> Attention:
+    """The figures of attention with heads of this size."""
+    heads, heads_kv, batch = 8, 2, 128
+    many = 2 * heads * head * _ATTENDED
+    return Attention(
+        decode=many / bench.attention(_ATTENDED, heads, heads_kv, head, 1),
+        prefill=many * batch / bench.attention(_ATTENDED, heads, heads_kv, head, batch),
+    )
+
+
+def _print(line: dict[str, object]) -> None:
+    print(msgspec.json.encode(line).decode(), flush=True)
+
+
+def main() -> int:
+    """Measure everything and print it; where that is impossible, the reason on stderr."""
+    try:
+        threads = compute_threads()
+        ggml = _ggml()
+        others = devices()
+        total, done = (len(TYPES) + 1) * (1 + len(others)), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            _print({"done": done, "total": total})
+
+        processor = measure("CPU", ggml.ggml_backend_dev_by_type(_CPU_DEVICE), threads, step)
+        found = []
+        for device in others:
+            handle = ggml.ggml_backend_dev_by_name(device.name.encode())
+            found.append(measure(device.name, handle, threads, step))
+        machine = Machine(
+            engine=engine_stamp(),
+            system=(api().llama_print_system_info() or b"").decode(errors="replace"),
+            cpu=cpu_name(),
+            threads=threads,
+            processor=processor,
+            devices=tuple(found),
+            measured=time.strftime("%Y-%m-%dT%H:%M:%S"),
+        )
+        _print({"machine": machine})
+    except LocalchatError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""The overview of models: what is here and what could be, each with what it would be like on this machine.
+
+One row a model: installed files first, then the catalogue in its order, or what a search of the hub found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from localchat.errors import LocalchatError
+from localchat.models import about, plan, store
+from localchat.models.about import About
+from localchat.models.assess import READABLE_DECODE, Assessment, Circumstances, assess, choose
+from localchat.models.catalogue import Entry, Quantization, catalogue
+from localchat.models.fit import Verdict
+from localchat.models.names import is_projector
+from localchat.models.store import ModelFile
+
+if TYPE_CHECKING:
+    from localchat.models.repos import Repo
+
+_ASKED_AT_ONCE = 8
+# A model that thinks before each answer says several times as many tokens.
+_THINKING_TAKES = 2.0
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One model in one quantization. Sizes and memory are bytes, contexts tokens, speeds tokens/s; None: not known.
+
+    `memory` is what it needs with a window of `context` tokens (`trained` is the largest). `estimated`: the figures
+    stand on what is usual, as its size or shape is not known yet. `recommended` is the reason, for the one that is.
+    """
+
+    name: str
+    quantization: str
+    size: int | None
+    trained: int | None = None
+    abilities: list[str] = []
+    license: str | None = None
+    parameters: int | None = None
+    context: int = 0
+    memory: int | None = None
+    fits: Verdict | None = None
+    tokens_per_second: float | None = None
+    prefill_tokens_per_second: float | None = None
+    estimated: bool = False
+    recommended: str = ""
+    installed: bool = False
+    verified: bool = False
+    path: str | None = None
+    downloads: int | None = None
+    gated: bool = False
+
+
+def rows(circumstances: Circumstances, *, every_quantization: bool = False) -> list[Row]:
+    """What is installed, then what the catalogue offers: of each model the quantization that suits, or all of them."""
+    here = store.installed()
+    facts = about.of_files([file.path for file in here])
+    found = []
+    known: set[tuple[str, str]] = set()
+    for file in here:
+        hit = store.known_as(file)
+        if hit:
+            known.add((hit[0].name, hit[1].name))
+        found.append(_installed(file, hit, facts.get(file.path), circumstances))
+    offered = []
+    for entry in catalogue().model:
+        if every_quantization:
+            every = [one for one in entry.quantization if (entry.name, one.name) not in known]
+            offered += [
+                _offered(entry, one, f"{entry.name}:{one.name}", plan.assess_entry(entry, one, circumstances))
+                for one in every
+            ]
+        elif not any(name == entry.name for name, _ in known):
+            choice = plan.candidates(entry, circumstances)
+            chosen = choose(choice)
+            wanted = chosen[0] if chosen else min(choice, key=lambda one: one[0].size or 1 << 60)[0]
+            offered += [_offered(entry, one, entry.name, how) for one, _, how in choice if one is wanted]
+    found += offered
+    _recommend(found)
+    return found
+
+
+def searched(words: str, circumstances: Circumstances, limit: int) -> list[Row]:
+    """Repos of the hub with GGUF files that match `words`, each in the quantization that suits. Raises `FetchError`."""
+    from localchat.models import repos  # brings what opens connections
+
+    names = repos.search(words, limit)
+
+    def look(name: str) -> Row | None:
+        try:
+            return _remote(repos.listing(name), circumstances)
+        except LocalchatError:
+            return None  # hidden, withdrawn, or without a model: nothing that could be pulled
+
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="localchat-search") as pool:
+        return [row for row in pool.map(look, names) if row]
+
+
+def _installed(
+    file: ModelFile, hit: tuple[Entry, Quantization] | None, facts: About | None, circumstances: Circumstances
+) -> Row:
+    entry = hit[0] if hit else None
+    trained = (facts.context if facts else 0) or (entry.context if entry else None)
+    shape = (facts.shape if facts else None) or (entry.shape if entry else None)
+    how = assess(
+        circumstances,
+        label=file.quantization,
+        size=file.size,
+        shape=shape,
+        trained=trained,
+        weights=facts.weights if facts else None,
+    )
+    abilities: list[str] = list(entry.abilities) if entry else []
+    if not abilities and facts:
+        abilities = ["thinking"] if facts.thinks else []
+        abilities += ["vision"] if any(is_projector(one.name) for one in file.path.parent.glob("*.gguf")) else []
+    return _row(
+        Row(
+            name=file.name,
+            quantization=file.quantization,
+            size=file.size,
+            trained=trained,
+            abilities=abilities,
+            license=entry.license if entry else (facts.license or None) if facts else None,
+            parameters=(facts.parameters or None) if facts else entry.parameters if entry else None,
+            installed=True,
+            verified=file.sha256 is not None,
+            path=str(file.path),
+        ),
+        how,
+    )
+
+
+def _offered(entry: Entry, quantization: Quantization, name: str, how: Assessment) -> Row:
+    return _row(
+        Row(
+            name=name,
+            quantization=quantization.label,
+            size=quantization.size,
+            trained=entry.context,
+            abilities=list(entry.abilities),
+            license=entry.license,
+            parameters=entry.parameters,
+        ),
+        how,
+    )
+
+
+def _remote(repo: Repo, circumstances: Circumstances) -> Row:
+    chosen = plan.of_repo(repo, circumstances)
+    return _row(
+        Row(
+            name=repo.name,
+            quantization=chosen.label,
+            size=chosen.size,
+            license=repo.license or None,
+            downloads=repo.downloads,
+            gated=repo.gated,
+        ),
+        chosen.assessment,
+    )
+
+
+def _row(row: Row, how: Assessment) -> Row:
+    row.context = how.context
+    row.memory = how.memory.total if how.memory else None
+    row.fits = how.fits
+    row.tokens_per_second = how.speed.decode
+    row.prefill_tokens_per_second = how.speed.prefill
+    row.estimated = how.estimated
+    return row
+
+
+def _recommend(found: Iterable[Row]) -> None:
+    """Mark the largest model that fits well and answers about as fast as one reads."""
+
+    def is_fast(row: Row) -> bool:
+        needed = READABLE_DECODE * (_THINKING_TAKES if "thinking" in row.abilities else 1)
+        return (row.tokens_per_second or 0) >= needed
+
+    good = [row for row in found if row.fits == "yes" and is_fast(row) and "chat" in row.abilities and row.parameters]
+    if not good:
+        return
+    best = max(good, key=lambda row: row.parameters or 0)
+    best.recommended = (
+        f"the largest that fits well and answers about as fast as one reads ({best.tokens_per_second:,.0f} tokens/s)"
+    )

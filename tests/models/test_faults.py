@@ -1,0 +1,321 @@
+"""Every fault that a network, a server or a disk can have (T4), for one stream and for one of several connections.
+
+The outcome is always the right file, or one clear sentence; a wrong file is never published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localchat.errors import FetchError, Interrupted
+from localchat.models import partial, ranges, store, tasks, transport
+from localchat.models.fetch import FetchProgress, ensure
+from tests.loopback_hub import Fault, LoopbackHub, running_hub
+from tests.models.conftest import FILE, REPO, Offer, asked_bytes, place
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for silent servers that a test can wait for."""
+    monkeypatch.setattr(transport, "STALL_S", 0.5)
+    monkeypatch.setattr(tasks, "_QUIET_S", 0.2)
+
+
+def date_in(delta: timedelta) -> str:
+    return format_datetime(datetime.now(UTC) + delta, usegmt=True)
+
+
+# What one fault, met once, leads to: None for the right file, else what the sentence says; for one stream (whose first
+# answer it is), and for several connections (where it meets the fourth answer, while others go on).
+ONCE: dict[str, tuple[Fault, str | None, str | None]] = {
+    "401": (Fault("status", status=401), "refused the token", "refused the token"),
+    "403": (Fault("status", status=403), "does not allow", None),
+    "404": (Fault("status", status=404), "no such file", "no such file"),
+    "408": (Fault("status", status=408), None, None),
+    "416": (Fault("status", status=416), None, None),
+    "429": (Fault("status", status=429), None, None),
+    "429, seconds": (Fault("status", status=429, retry_after="1"), None, None),
+    "429, an hour": (Fault("status", status=429, retry_after="3600"), "come back in 3,600 s", None),
+    "429, a date": (Fault("status", status=429, retry_after=date_in(-HOUR)), None, None),
+    "429, a date in an hour": (Fault("status", status=429, retry_after=date_in(HOUR)), "come back in 3,5", None),
+    "429, nonsense": (Fault("status", status=429, retry_after="soon"), None, None),
+    "500": (Fault("status", status=500), None, None),
+    "503": (Fault("status", status=503), None, None),
+    "reset at once": (Fault("reset", at=0), None, None),
+    "reset in mid-body": (Fault("reset", at=100_000), None, None),
+    "closed too early": (Fault("short", at=100_000), None, None),
+    "longer": (Fault("longer"), None, None),
+    "wrong size": (Fault("truncate", at=100_000), "bytes where", None),
+    "wrong bytes": (Fault("wrong"), None, None),
+    "200 for 206": (Fault("ignore_range"), None, None),
+    "bad Content-Range": (Fault("bad_range"), None, None),
+    "another ETag": (Fault("other_etag"), None, None),
+    "changed file": (Fault("changed"), "other bytes than expected, twice", "other bytes than expected, twice"),
+    "web page": (Fault("html"), "web page", "web page"),
+    "compressed": (Fault("gzip"), "compressed", "compressed"),
+    "gzip bomb": (Fault("bomb"), "compressed", "compressed"),
+    "redirect to itself": (Fault("redirect", location="?again"), None, None),
+    "redirect to http": (Fault("redirect", location="http://mirror.invalid/x"), "only https", "only https"),
+    "redirect to a file": (Fault("redirect", location="file:///etc/passwd"), "only https", "only https"),
+    "redirect to nonsense": (Fault("redirect", location="https://[half/x"), "none", "none"),
+    "slow drip": (Fault("drip", pause=0.05), None, None),
+    "silence": (Fault("hang", pause=2), None, None),
+}
+
+# The same faults, met by every request from then on.
+ALWAYS: dict[str, tuple[str | None, str | None]] = {
+    "403": ("does not allow", "does not allow"),
+    "416": ("refused to go on", "refused to go on"),
+    "429": ("asked too often", "asked too often"),
+    "429, an hour": ("come back", "come back"),
+    "503": ("answered 503", "answered 503"),
+    "reset at once": ("broke", "broke"),
+    "reset in mid-body": (None, None),
+    "closed too early": (None, None),
+    "wrong bytes": ("other bytes than expected, twice", "other bytes than expected, twice"),
+    "200 for 206": (None, None),
+    "bad Content-Range": (None, None),
+    "another ETag": (None, None),
+    "redirect to itself": ("redirects more than 5 times", "redirects more than 5 times"),
+    "slow drip": ("nearly stopped", "nearly stopped"),
+    "silence": ("sent nothing", "sent nothing"),
+}
+
+
+def meet(fault: Fault, expected: str | None, home: Path, hub: LoopbackHub, content: bytes, offer: Offer) -> None:
+    """Fetch while the hub misbehaves, and hold the outcome against what is expected."""
+    hub.add(REPO, FILE, content)
+    hub.faults.append(fault)
+    times = fault.times
+    offer(content)
+    began = time.monotonic()
+    if expected is None:
+        model = ensure("tiny")
+        assert model.path.read_bytes() == content and model.sha256 == hashlib.sha256(content).hexdigest()
+        assert sorted(path.name for path in model.path.parent.iterdir()) == [FILE, FILE + ".json"]
+    else:
+        with pytest.raises(FetchError) as failed:
+            ensure("tiny")
+        assert expected in failed.value.message and failed.value.exit_code == 4
+        assert not place(home).exists() and store.installed() == []
+    assert time.monotonic() - began < 60
+    assert fault.times < times, "the fault was never met"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", ONCE)
+class TestOnce:
+    """A fault that passes."""
+
+    def test_in_one_stream(self, name: str, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
+        fault, expected, _ = ONCE[name]
+        meet(Fault(**vars(fault)), expected, home, hub, bigger, offer)
+
+    @pytest.mark.usefixtures("ranged")
+    def test_on_one_connection(self, name: str, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
+        fault, _, expected = ONCE[name]
+        meet(Fault(**{**vars(fault), "skip": 3}), expected, home, hub, bigger, offer)
+        assert len({get.headers.get("range") for get in hub.asked("GET")}) > 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", ALWAYS)
+class TestAlways:
+    """A fault that stays."""
+
+    def test_in_one_stream(self, name: str, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
+        meet(Fault(**{**vars(ONCE[name][0]), "times": 999}), ALWAYS[name][0], home, hub, bigger, offer)
+
+    @pytest.mark.usefixtures("ranged")
+    def test_on_all_connections(self, name: str, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
+        fault = Fault(**{**vars(ONCE[name][0]), "times": 999, "skip": 3})
+        meet(fault, ALWAYS[name][1], home, hub, bigger, offer)
+
+
+@pytest.mark.usefixtures("ranged")
+class TestSeveralConnections:
+    """What only they have to get right."""
+
+    def test_each_byte_is_asked_for_once(self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
+        hub.bytes_per_second = 4e6
+        hub.add(REPO, FILE, bigger)
+        offer(bigger)
+        steps: list[FetchProgress] = []
+        ensure("tiny", on_progress=steps.append)
+        gets = hub.asked("GET")
+        assert sum(get.sent for get in gets) < len(bigger) * 1.2
+        assert {get.headers["if-range"] for get in gets[1:]} == {f'"{hashlib.sha256(bigger).hexdigest()}"'}
+        mine = [step for step in steps if step.source.startswith("hub")]
+        assert [step.done for step in mine] == sorted(step.done for step in mine)
+        assert mine[-1].done == len(bigger)
+
+    def test_redirects_are_followed_once_a_connection_and_tokens_stay(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        hub.token = "hf_secret"
+        hub.add(REPO, FILE, bigger)
+        offer(bigger)
+        with running_hub() as storage:
+            storage.add("cdn/x", FILE, bigger)
+            there = f"{storage.url}/cdn/x/resolve/main/{FILE}"
+            hub.faults.append(Fault("redirect", location=there, methods=("GET", "HEAD"), times=99))
+            ensure("tiny")
+            assert all(request.headers["authorization"] == "Bearer hf_secret" for request in hub.requests)
+            assert len(storage.requests) > ranges.CONNECTIONS >= len(hub.asked("GET"))
+            assert not any("authorization" in request.headers for request in storage.requests)
+
+    def test_an_expired_address_is_asked_for_anew(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        offer(bigger)
+        with running_hub() as storage:
+            storage.bytes_per_second = 4e6
+            for address in ("cdn/old", "cdn/new"):
+                storage.add(address, FILE, bigger)
+            redirect = Fault("redirect", location=f"{storage.url}/cdn/old/resolve/main/{FILE}", times=99)
+            hub.faults.append(redirect)
+
+            def expire(step: FetchProgress) -> None:
+                if step.done > 1_000_000:
+                    redirect.location = f"{storage.url}/cdn/new/resolve/main/{FILE}"
+                    storage.files.pop(("cdn/old", FILE), None)
+
+            assert ensure("tiny", on_progress=expire).path.read_bytes() == bigger
+            assert any("cdn/new" in request.path for request in storage.requests)
+
+    def test_a_server_that_bears_few_connections_gets_few(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.bytes_per_second = 4e6
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("status", status=503, retry_after="3600", skip=2, times=6))
+        offer(bigger)
+        assert ensure("tiny").path.read_bytes() == bigger
+        assert not hub.faults[0].times
+
+    def test_a_silent_connection_holds_up_nobody(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tasks, "_QUIET_S", 0.2)
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("hang", pause=20, skip=3))
+        offer(bigger)
+        began = time.monotonic()
+        assert ensure("tiny").path.read_bytes() == bigger
+        assert time.monotonic() - began < 10, "the stall of one connection was waited for"
+
+    def test_cancelling_is_quick_and_loses_nothing(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.bytes_per_second = 300e3
+        offer(bigger)
+        stop = threading.Event()
+        threading.Timer(1.0, stop.set).start()
+        steps: list[FetchProgress] = []
+        with pytest.raises(Interrupted):
+            ensure("tiny", cancelled=stop.is_set, on_progress=steps.append)
+        kept = max(step.done for step in steps)
+        assert 0 < kept < len(bigger)
+        assert not [thread.name for thread in threading.enumerate() if thread.name == "localchat-range"]
+        hub.bytes_per_second = None
+        hub.requests.clear()
+        steps.clear()
+        assert ensure("tiny", on_progress=steps.append).path.read_bytes() == bigger
+        assert next(step.done for step in steps if step.source.startswith("hub") and step.done) > 0
+        assert np.count_nonzero(asked_bytes(hub.asked("GET"), len(bigger))) <= len(bigger) - kept
+
+    def test_a_server_without_ranges_is_read_in_one_stream(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("ignore_range", times=99))
+        offer(bigger)
+        assert ensure("tiny").path.read_bytes() == bigger
+        assert len(hub.asked("GET")) == 1, "the answer to the first request was good enough"
+
+
+@pytest.fixture
+def small_disk(home: Path) -> Iterator[Path]:
+    """A disk of 8 MiB for the models folder."""
+    folder = home / "models"
+    folder.mkdir(mode=0o700)
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("mode", ["one stream", "ranged"])
+class TestFullDisk:
+    """On a real file system that really is full."""
+
+    def test_it_is_seen_before_the_first_byte(
+        self, mode: str, home: Path, small_disk: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        offer(bigger)
+        with pytest.raises(FetchError, match="is full"):
+            ensure("tiny")
+        assert not hub.asked("GET")
+
+    def test_it_fills_up_meanwhile(
+        self,
+        mode: str,
+        home: Path,
+        small_disk: Path,
+        hub: LoopbackHub,
+        bigger: bytes,
+        offer: Offer,
+        monkeypatch: pytest.MonkeyPatch,
+        request: pytest.FixtureRequest,
+    ) -> None:
+        if mode == "ranged":
+            request.getfixturevalue("ranged")
+        monkeypatch.setattr(partial, "MARGIN", 1 << 20)
+        hub.add(REPO, FILE, bigger)
+        hub.bytes_per_second = 2e6
+        offer(bigger)
+        ballast = small_disk / "somebody's"
+
+        def fill(step: FetchProgress) -> None:
+            if step.done > 1_000_000 and not ballast.exists():
+                # All of it at once, so that not the look at the free space but the write itself fails.
+                monkeypatch.setattr(partial, "check_room", lambda *_: None)
+                with ballast.open("wb", buffering=0) as file:
+                    try:
+                        while file.write(bytes(1 << 16)):
+                            pass
+                    except OSError:
+                        pass
+
+        with pytest.raises(FetchError, match="is full") as failed:
+            ensure("tiny", on_progress=fill)
+        assert failed.value.exit_code == 4 and not place(home).exists()
+        ballast.unlink()
+        hub.bytes_per_second = None
+        hub.requests.clear()
+        assert ensure("tiny").path.read_bytes() == bigger
+        again = np.count_nonzero(asked_bytes(hub.asked("GET"), len(bigger)))
+        assert again < len(bigger) - 900_000, "what was there is not used"
