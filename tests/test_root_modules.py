@@ -232,7 +232,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(
         'model = "m"\nsystem = "s"\nengine = "http://x"\noffline = true\nidle = 5\nthreads = 2\ncontext = 100\n'
-        "show_thinking = true\n[options]\ntemperature = 0\nseed = 0\n"
+        "gpu_layers = 0\nshow_thinking = true\n[options]\ntemperature = 0\nseed = 0\n"
     )
     found = settings_module.load(file)
     assert msgspec.structs.asdict(found) == {
@@ -243,6 +243,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         "idle": 5,
         "threads": 2,
         "context": 100,
+        "gpu_layers": 0,
         "show_thinking": True,
         "options": protocol.Sampling(temperature=0, seed=0),
     }

@@ -57,13 +57,16 @@ def install(patch: pytest.MonkeyPatch, *found: FakeDevice) -> None:
 class FakeGpu:
     """A card with `memory` bytes, of which each layer takes `layer_bytes` and `token_bytes` for each token of a window.
 
-    `told`: what it says is free, where that is not the truth. `loads` and `windows`: the layers of each attempt.
+    `told`: what it says is free, where that is not the truth. `most_computed`: with more layers than this it finds no
+    room as soon as it computes more than one token. `loads` and `windows`: the layers of each attempt.
     """
 
     memory: int
     layer_bytes: int = 10 * MIB
     token_bytes: int = 1024
     told: int | None = None
+    most_computed: int = 999
+    computing: int = 0
     loads: list[int] = field(default_factory=list)
     windows: list[int] = field(default_factory=list)
     used: dict[int, int] = field(default_factory=dict)
@@ -88,6 +91,7 @@ class FakeGpu:
             ("llama_init_from_model", self._open),
             ("llama_model_free", self._release),
             ("llama_free", self._release),
+            ("llama_decode", self._decode),
         ):
             real = getattr(api, name)
             patch.setattr(api, name, lambda *given, fake=fake, real=real: fake(real, *given))
@@ -117,7 +121,8 @@ class FakeGpu:
         return model
 
     def _open(self, real: Any, model: Any, params: Any) -> Any:
-        if layers := self.layers[_address(model)]:
+        self.computing = layers = self.layers[_address(model)]
+        if layers:
             self.windows.append(layers)
             if not self._take(0, layers * params.n_ctx * self.token_bytes, "KV"):
                 _say(_ERROR, "llama_init_from_model: failed to initialize the context: failed to allocate buffer")
@@ -125,6 +130,12 @@ class FakeGpu:
         context = real(model, params)
         self._settle(context)
         return context
+
+    def _decode(self, real: Any, context: Any, batch: Any) -> int:
+        if batch.n_tokens > 1 and self.computing > self.most_computed:
+            _say(_ERROR, "ggml_gallocr_reserve_n_impl: failed to allocate CUDA0 buffer of size 1000")
+            return -2
+        return int(real(context, batch))
 
     def _take(self, holder: int, size: int, kind: str) -> bool:
         if size + sum(self.used.values()) > self.memory:

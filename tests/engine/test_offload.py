@@ -16,7 +16,7 @@ from localchat.engine import context as context_module
 from localchat.engine import llama, resident
 from localchat.engine import model as model_module
 from localchat.engine import offload as offload_module
-from localchat.engine.job import ModelSpec
+from localchat.engine.job import Finished, ModelSpec
 from localchat.engine.offload import Offload, Weights, plan
 from localchat.engine.scheduler import Engine
 from localchat.errors import DoesNotFit
@@ -336,6 +336,46 @@ def test_what_lies_on_the_card_needs_no_memory_of_the_machine(
         engine.load(split, gpu_layers=5).result(LONG_S)
     with pytest.raises(DoesNotFit):
         engine.load(split, gpu_layers=0).result(LONG_S)
+
+
+def test_a_computation_that_finds_no_room_goes_on_with_fewer_layers(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(1000 * MIB)
+    gpu.install(monkeypatch)
+    model = spec(tiny, gpu)
+    known = Ask(engine, model, "a" * 30, max_tokens=20)
+    known.end()
+    # From here on another program has what the card needs to compute with.
+    gpu.most_computed = 5
+    asks = [Ask(engine, model, letter * 200, max_tokens=50) for letter in "bcd"]
+    for ask in asks:
+        ask.end()
+        assert is_right(ask)
+    assert gpu.loads == [9, 6, 4]
+    assert loaded(engine).gpu_layers == 4
+    ends = [ask.numbers(Finished)[0] for ask in asks]
+    assert ends == sorted(ends)
+    again = Ask(engine, model, "a" * 30, max_tokens=20)
+    again.end()
+    assert again.text == known.text
+
+
+def test_a_computation_without_room_anywhere_is_a_sentence(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu(1000 * MIB, most_computed=0)
+    gpu.install(monkeypatch)
+    model = spec(tiny, gpu)
+    engine.load(model).result(LONG_S)
+    with monkeypatch.context() as poor:
+        poor.setattr(model_module, "available_memory", lambda: -(1 << 40))
+        with pytest.raises(DoesNotFit):
+            Ask(engine, model, "hello", max_tokens=5).end()
+        assert engine.loaded() is None
+    ask = Ask(engine, model, "hello", max_tokens=5)
+    ask.end()
+    assert loaded(engine).gpu_layers == 0
 
 
 def test_a_request_can_say_how_many_and_the_model_moves_once(

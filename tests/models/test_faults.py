@@ -21,7 +21,10 @@ import pytest
 
 from localchat.errors import FetchError, Interrupted
 from localchat.models import partial, ranges, store, tasks, transport
+from localchat.models.download import SourceFailed, download
 from localchat.models.fetch import FetchProgress, ensure
+from localchat.models.partial import Partial, Pin
+from localchat.models.progress import Meter
 from tests.loopback_hub import Fault, LoopbackHub, running_hub
 from tests.models.conftest import FILE, REPO, Offer, asked_bytes, place
 
@@ -165,6 +168,38 @@ class TestSeveralConnections:
         assert [step.done for step in mine] == sorted(step.done for step in mine)
         assert mine[-1].done == len(bigger)
 
+    def test_connections_are_kept_between_ranges(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.bytes_per_second = 4e6
+        offer(bigger)
+        ensure("tiny")
+        # One for HEAD, and one more for each range that was cut short because another connection took its end.
+        split = sum(get.sent > 0 for get in hub.asked("GET")) - -(-len(bigger) // ranges.CHUNK)
+        assert len(hub.asked("GET")) > 16 and hub.connections <= 1 + ranges.CONNECTIONS + 2 * split
+
+    def test_a_changed_entity_tag_on_any_connection_starts_all_over(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("other_etag", skip=5))
+        offer(bigger)
+        steps: list[FetchProgress] = []
+        assert ensure("tiny", on_progress=steps.append).path.read_bytes() == bigger
+        assert any(step.notice == "the file changed on its way: starting over" for step in steps)
+        assert sum(get.start == 0 for get in hub.asked("GET")) == 2
+
+    def test_a_thin_line_is_left_to_one_connection(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Eight connections that all bring next to nothing are no reason to give up before one was tried alone."""
+        monkeypatch.setattr(transport, "STALL_S", 0.5)
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("drip", pause=0.05, skip=1, times=ranges.CONNECTIONS))
+        offer(bigger)
+        assert ensure("tiny").path.read_bytes() == bigger
+
     def test_redirects_are_followed_once_a_connection_and_tokens_stay(
         self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -251,6 +286,46 @@ class TestSeveralConnections:
         offer(bigger)
         assert ensure("tiny").path.read_bytes() == bigger
         assert len(hub.asked("GET")) == 1, "the answer to the first request was good enough"
+
+
+@pytest.mark.usefixtures("ranged")
+class TestWithoutAPromise:
+    """A file of which nobody said the sha256: only the entity tag tells whether parts belong together."""
+
+    def bring(self, hub: LoopbackHub, content: bytes, folder: Path) -> Partial:
+        brought = Partial(folder / FILE, Pin("", len(content)))
+        brought.open(lambda _: None, None)
+        url = f"{hub.url}/{REPO}/resolve/main/{FILE}"
+        meter = Meter("", len(content), None)
+        try:
+            download(url, {}, brought, meter, explain=lambda reply: f"answered {reply.status}", cancelled=None)
+        finally:
+            brought.close()
+        return brought
+
+    def test_parts_are_put_together_under_one_entity_tag(self, hub: LoopbackHub, bigger: bytes, tmp_path: Path) -> None:
+        hub.add(REPO, FILE, bigger)
+        assert self.bring(hub, bigger, tmp_path).sha256 == hashlib.sha256(bigger).hexdigest()
+        assert len(hub.asked("GET")) > 8
+
+    def test_without_one_it_comes_in_one_stream(self, hub: LoopbackHub, bigger: bytes, tmp_path: Path) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.faults += [Fault("weak_etag", times=99)]
+        assert self.bring(hub, bigger, tmp_path).sha256 == hashlib.sha256(bigger).hexdigest()
+        assert len(hub.asked("GET")) == 2
+
+    @pytest.mark.parametrize("kind", ["changed", "weak_etag"])
+    def test_a_later_run_never_mixes_two_files(
+        self, kind: str, hub: LoopbackHub, bigger: bytes, tmp_path: Path
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("status", status=404, skip=4, times=99))
+        with pytest.raises(SourceFailed):
+            self.bring(hub, bigger, tmp_path)
+        other = bigger[:5] + bytes(len(bigger) - 5)
+        hub.add(REPO, FILE, other)
+        hub.faults[:] = [Fault("weak_etag", times=99)] if kind == "weak_etag" else []
+        assert self.bring(hub, bigger, tmp_path).sha256 == hashlib.sha256(other).hexdigest()
 
 
 @pytest.fixture

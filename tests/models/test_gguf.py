@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import select
 import struct
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from localchat.errors import DamagedFile, NoSuchModel
 from localchat.models import gguf
 from localchat.models.gguf_types import FILE_TYPES, REMOVED_TENSOR_TYPES, TENSOR_TYPES
 from localchat.safe_text import safe_line
+from tests.tiny_models import write_model
 
 
 class Bytes:
@@ -198,6 +203,7 @@ FAULTS = {
     "overlap": (build(tensors=[tensor("a", [8]), tensor("b", [8])], data=64), "begin at"),
     "data cut short": (build(tensors=[tensor("a", [64])], data=255), "cut short"),
     "no data": (build(tensors=[tensor("a", [1 << 40])]), "cut short"),
+    "many layers": (build([ARCHITECTURE, value("llama.block_count", 4, struct.pack("<I", 513))]), "513 layers"),
     "negative layers": (build([ARCHITECTURE, value("llama.block_count", 5, struct.pack("<i", -1))]), "negative"),
 }
 
@@ -284,6 +290,135 @@ def test_mutations(tiny: bytes) -> None:
 @pytest.mark.slow
 def test_many_mutations(tiny: bytes) -> None:
     hold_against(tiny, 2_000)
+
+
+# Loads one file after the other, as the engine does, and says of each how that ended.
+_LOADER = """
+import sys
+from pathlib import Path
+from localchat.engine.context import Context
+from localchat.engine.model import Model
+from localchat.errors import LocalchatError
+for line in sys.stdin:
+    model = None
+    try:
+        model = Model(Path(line.strip()))
+        Context(model, 256, 1).close()
+        outcome = "loaded"
+    except LocalchatError as error:
+        outcome = f"refused {error.message}"
+    if model:
+        model.close()
+    print(outcome, flush=True)
+"""
+
+
+class Loader:
+    """The engine in a process of its own, started anew where a file has killed it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def load(self, path: Path) -> str:
+        """How a file fared: "loaded", "refused" with the sentence, or "died" with the signal. 10 s at most."""
+        if not self._process:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _LOADER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+        process = self._process
+        assert process.stdin and process.stdout
+        print(path, file=process.stdin, flush=True)
+        ready, _, _ = select.select([process.stdout], [], [], 10)
+        assert ready, "the engine hangs"
+        if answer := process.stdout.readline().strip():
+            return answer
+        self.close()
+        assert process.returncode < 0, "the engine ended without a signal: an error of ours"
+        return f"died of signal {-process.returncode}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.communicate()
+            self._process = None
+
+
+def hold_the_engine_against(tmp_path: Path, count: int) -> None:
+    """Files that the header reader lets through; what it refuses, the engine never sees."""
+    seed = int(os.environ.get("LOCALCHAT_TEST_SEED") or random.randrange(1 << 32))
+    content = write_model(tmp_path / "tiny.gguf").read_bytes()
+    path, loader = tmp_path / "changed.gguf", Loader()
+    ended: Counter[str] = Counter()
+    try:
+        for label, changed in mutations(content, 50 * count, seed):
+            path.write_bytes(changed)
+            try:
+                gguf.read_header(path)
+            except DamagedFile:
+                continue
+            try:
+                outcome = loader.load(path)
+            except AssertionError as error:
+                raise AssertionError(f"{label}: {error}") from error
+            if outcome.startswith("refused"):
+                assert outcome == safe_line(outcome) and "again" in outcome, f"{label}: {outcome}"
+            ended[outcome.split()[0]] += 1
+            if ended.total() == count:
+                break
+    finally:
+        loader.close()
+    print(f"seed {seed}: {dict(ended)}")
+    assert ended.total() == count, f"seed {seed}: {ended}"
+    assert ended["loaded"], f"seed {seed}: {ended}"
+
+
+def test_damaged_files_do_not_hang_the_engine(tmp_path: Path) -> None:
+    hold_the_engine_against(tmp_path, 30)
+
+
+@pytest.mark.slow
+def test_many_damaged_files_do_not_hang_the_engine(tmp_path: Path) -> None:
+    hold_the_engine_against(tmp_path, 300)
+
+
+def test_weights_are_counted_by_what_they_are_for() -> None:
+    header = parse(
+        build(
+            [ARCHITECTURE, value("llama.block_count", 4, struct.pack("<I", 2))],
+            [
+                tensor("token_embd.weight", [32, 4], kind=8),
+                tensor("output_norm.weight", [32], offset=160),
+                tensor("blk.0.attn_q.weight", [32, 2], kind=2, offset=288),
+                tensor("blk.1.attn_q.weight", [32, 2], kind=8, offset=352),
+                tensor("blk.1.ffn_up_exps.weight", [32, 1, 8], kind=2, offset=448),
+            ],
+            data=592,
+        )
+    )
+    assert header.weights == {
+        "embedding": {"Q8_0": 136},
+        "head": {"F32": 128},
+        "layers": {"Q4_0": 36, "Q8_0": 68},
+        "experts": {"Q4_0": 144},
+    }
+    assert header.layer_bytes == (36, 212) and header.is_tied
+
+
+def test_the_parts_of_a_split_model_are_joined() -> None:
+    count = value("llama.block_count", 4, struct.pack("<I", 2))
+    first = parse(build([ARCHITECTURE, count], [tensor("blk.0.attn_q.weight", [32])], data=128))
+    # The later parts say nothing of the model.
+    number = value("split.no", 2, struct.pack("<H", 1))
+    second = parse(build([number], [tensor("blk.1.a.weight", [8]), tensor("output.weight", [8], offset=32)], data=64))
+    whole = gguf.joined([first, second])
+    assert (whole.architecture, whole.layer_bytes, whole.is_tied) == ("llama", (128, 32), False)
+    assert whole.weights == {"layers": {"F32": 160}, "head": {"F32": 32}}
+    assert (whole.tensors, whole.parameters, whole.tensor_bytes) == (3, 48, 192)
+    assert gguf.joined([first]) == first
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_copy_that_fails_leaves_nothing(
     file = put(folder / "any-Q8_0.gguf", bigger)
 
     def left() -> list[str]:
-        return [path.name for path in (home / "models").rglob("*") if path.is_file()]
+        return [path.name for path in (home / "models").rglob("*")]
 
     with pytest.raises(Interrupted):
         calls = iter(range(100))
@@ -259,7 +259,18 @@ def test_folders_and_pipes_are_no_models(home: Path, folder: Path, tiny: bytes) 
         import_file(loop)
 
 
-def test_all_parts_and_the_projector_come_along(home: Path, folder: Path, tiny: bytes) -> None:
+def test_all_parts_and_the_projector_come_along(
+    home: Path, folder: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    real = copying.place
+
+    def noted(source: Path, target: Path, **options: object) -> object:
+        assert store.installed() == [], "it was seen as a model before it was whole"
+        order.append(target.name)
+        return real(source, target, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(copying, "place", noted)
     parts = [tiny, make_gguf(folder / "scratch", seed=12)]
     (folder / "scratch").unlink()
     for number, content in enumerate(parts, 1):
@@ -274,6 +285,7 @@ def test_all_parts_and_the_projector_come_along(home: Path, folder: Path, tiny: 
         "big-one-Q8_0-00002-of-00002.gguf",
         "mmproj-big-F16.gguf",
     ]
+    assert sorted(order) == there and order[-1] == there[0]
     assert store.resolve("a/b", may_hash=False).size == sum(map(len, parts))
     assert import_file(folder / "big one-Q8_0-00001-of-00002.gguf").how is None
     with pytest.raises(UsageError, match="is a projector"):
@@ -468,6 +480,16 @@ def test_verify_judges_by_the_catalogue_too(home: Path, tiny: bytes, offer: Offe
     assert (old.kind, old.path) == ("old revision", path) and housekeeping.leftovers() == ([], [])
     housekeeping.remove_leftovers([old])
     assert not path.exists() and not records.record_file(path).exists()
+
+
+def test_verify_misses_a_part(home: Path, tiny: bytes) -> None:
+    folder = home / "models" / "a" / "b"
+    for number in (1, 2):
+        put(folder / f"m-Q8_0-0000{number}-of-00002.gguf", tiny)
+    assert [one.state for one in checking.check("a/b")] == ["recorded", "recorded"]
+    (folder / "m-Q8_0-00002-of-00002.gguf").unlink()
+    found = list(checking.check("a/b"))
+    assert [one.state for one in found] == ["ok", "missing"] and "00002-of-00002.gguf is missing" in found[1].problem
 
 
 def test_leftovers_are_only_what_localchat_named(home: Path, tiny: bytes) -> None:

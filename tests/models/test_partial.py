@@ -8,6 +8,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def write(partial: Partial, *spans: tuple[int, int]) -> None:
 def test_bytes_may_come_in_any_order(tmp_path: Path) -> None:
     partial = opened(tmp_path)
     cuts = [0, 1, 1_000_000, 1_700_000, 3_000_000, 4_999_999, 5_000_000]
-    spans = list(zip(cuts, cuts[1:], strict=False))
+    spans = list(pairwise(cuts))
     random.Random(1).shuffle(spans)
     for number, span in enumerate(spans):
         assert not partial.complete
@@ -185,7 +186,7 @@ def test_spans_are_the_set_of_their_bytes(seed: int) -> None:
         assert spans.front == next(byte for byte in range(102) if byte not in there)
         missing = spans.missing(101)
         assert {byte for first, last in missing for byte in range(first, last)} == set(range(101)) - there
-        assert all(left[1] < right[0] for left, right in zip(missing, missing[1:], strict=False))
+        assert all(left[1] < right[0] for left, right in pairwise(missing))
 
 
 @pytest.mark.parametrize("seed", range(5))

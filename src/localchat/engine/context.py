@@ -68,6 +68,7 @@ class Context:
             raise EngineFailed(
                 f"llama.cpp cannot make a context window of {n_ctx} tokens: {safe_line(complaints(logged))}"
             )
+        self._is_offloaded = model.offload.layers > 0
         self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.threads = threads
         self.batch_size = int(params.n_batch)
@@ -137,7 +138,7 @@ class Context:
         return int(last)
 
     def decode(self) -> None:
-        """Compute the batch. Raises `NoRoom`, `Aborted`, or `EngineFailed` where llama.cpp gives up."""
+        """Compute the batch. Raises `NoRoom`, `Aborted`, `DeviceFull`, or `EngineFailed` where llama.cpp gives up."""
         logged = llama_log.lines_logged
         result = api().llama_decode(self._context, self._batch)
         if result == _NO_SLOT:
@@ -145,6 +146,9 @@ class Context:
         if result == _ABORTED:
             raise Aborted
         if result != 0:
+            full = shortage(logged)
+            if full and self._is_offloaded:
+                raise DeviceFull(safe_line(full))
             raise EngineFailed(f"llama.cpp failed to compute ({result}): {safe_line(complaints(logged))}")
 
     def cut(self, sequence: int, length: int) -> bool:

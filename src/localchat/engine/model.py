@@ -104,9 +104,8 @@ class Model:
                     f"there is no memory for {self.path.name} ({safe_line(full)}): close other programs, or take a "
                     "smaller model or quantization"
                 )
-            raise DamagedFile(
-                f"llama.cpp cannot load {self.path.name} ({safe_line(complaints(logged))}): fetch or copy the file again"
-            )
+            reason = safe_line(complaints(logged))
+            raise DamagedFile(f"llama.cpp cannot load {self.path.name} ({reason}): fetch or copy the file again")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.offload = offload
         self.device_bytes = device_bytes(logged, [device.name for device in offload.devices])

@@ -56,6 +56,8 @@ class Resident:
         self.wish = wish
         self._on_progress = on_progress
         self.model = self._loaded(plan(spec.weights, wish.gpu_layers, wish.context or _PLANNED_CONTEXT))
+        self.crowded = ""
+        """Why a GPU had no room for a computation; `make_room` answers it."""
         self._threads = threads
         self._context: Context | None = None
         self.cache: PrefixCache
@@ -145,6 +147,23 @@ class Resident:
         finally:
             if saved and self._context:
                 self.cache.adopt(*saved)
+
+    def make_room(self) -> None:
+        """Take layers from the GPU that had no room to compute. Nothing may be running.
+
+        The conversation that was used last is kept. Raises `DoesNotFit` where the machine's memory cannot take them.
+        """
+        why, self.crowded = self.crowded, ""
+        n_ctx, kept, saved = self.n_ctx, self.cache.closest([]), None
+        if kept and self.context.state_bytes(kept.id) <= available_memory():
+            saved = (kept.tokens, self.context.save(kept.id))
+        self.context.close()
+        self._context = None
+        offload = self.model.offload.fewer(n_ctx, why)
+        self._move(offload)
+        self._open(n_ctx)
+        if saved:
+            self.cache.adopt(*saved)
 
     def _open(self, n_ctx: int) -> None:
         """Make the window; where its share of a GPU finds no room there, layers leave it."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from localchat.engine.context import Aborted, NoRoom
 from localchat.engine.job import Job
+from localchat.engine.offload import DeviceFull
 from localchat.engine.resident import Resident
 from localchat.engine.threads import ThreadController
 from localchat.errors import EngineFailed, LocalchatError
@@ -75,6 +76,9 @@ class Running:
         except (Aborted, EngineFailed) as error:
             self._undo(batch, resident, error)
             return []
+        except DeviceFull as error:
+            self._undo(batch, resident, error)
+            return self._all_aside(resident, str(error))
         self._learn_rate(sum(len(fed.tokens) for fed in batch), resident.clock() - began)
         aside = []
         for fed in batch:
@@ -146,6 +150,15 @@ class Running:
         self.answered += 1
         job.finish("length")
         return []
+
+    def _all_aside(self, resident: Resident, why: str) -> list[Job]:
+        """A GPU has no room for the computation: all step aside until layers have left it."""
+        resident.crowded = why
+        # The first of them shall be the first again: each is put before those already in the queue.
+        aside = self.jobs[::-1]
+        for job in aside:
+            self._leave(job, resident)
+        return aside
 
     def _leave(self, job: Job, resident: Resident) -> None:
         assert job.sequence

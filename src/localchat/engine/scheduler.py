@@ -239,6 +239,8 @@ class Engine:
             self._load(work, wish)
         resident = self._resident
         assert resident
+        if resident.crowded:  # all have stepped aside
+            resident.make_room()
         if isinstance(work, Task):
             wanted = wish.context or self._context
             if wanted:

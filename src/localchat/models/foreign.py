@@ -297,7 +297,7 @@ def _checked(candidate: Foreign, findings: Findings) -> Foreign | None:
         statuses = [path.stat() for path in paths]
     except OSError:
         return None
-    if False:
+    if not all(stat.S_ISREG(status.st_mode) for status in statuses):
         return None
     try:
         header = gguf.read_header(candidate.path)

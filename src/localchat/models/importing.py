@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,14 @@ def import_file(
     if here:
         return Imported(here, None)
     folder, files = placing.destination(files, repo, held)
-    how = _bring(paths().models / folder, files, copy, held, on_progress, cancelled)
+    place = paths().models / folder
+    try:
+        how = _bring(place, files, copy, held, on_progress, cancelled)
+    except BaseException:
+        for one in (place, place.parent):
+            with suppress(OSError):  # there is something in it
+                one.rmdir()
+        raise
     return Imported(store.find(str(folder / files[0].name)), how, len(files))
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MARGIN = 64 << 20
 """Bytes that stay free on the disk, for the system and the person's own files."""
-UNIT = 1 << 20
+UNIT = 512 << 10
 """Bytes of a full unit in the journal: what a connection holds in memory, and loses when the process is killed."""
 
 _CHECKERS = 4

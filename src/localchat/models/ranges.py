@@ -254,6 +254,9 @@ class Transfer:
             expected = f"bytes {first}-{end - 1}/{size}"
             if not ranged or reply.headers.get("content-range", "").strip() != expected:
                 raise Retry("sent another part of the file than was asked for", range_refused=ranged)
+            # Parts of what may become another file meanwhile must not be put together.
+            if not begun and not self._partial.pin.sha256 and not _strong(reply.headers.get("etag", "")):
+                raise Retry("does not tell one state of the file from another", range_refused=True)
         elif ranged and begun:
             raise Retry("sent the whole file where a part was asked for", range_refused=True)
 
@@ -266,10 +269,13 @@ class Transfer:
                 self._tasks.take_all(task)
             if not self._proven:
                 self._proven = True
-                etag = reply.headers.get("etag", self._etag)
-                # Weak tags promise too little for If-Range.
-                self._etag = etag if etag.startswith('"') else ""
+                self._etag = _strong(reply.headers.get("etag", self._etag))
                 self._partial.from_now_on(self._url, self._etag)
+
+
+def _strong(etag: str) -> str:
+    """An entity tag that If-Range may carry: weak ones promise too little."""
+    return etag if etag.startswith('"') else ""
 
 
 class _Writer:

@@ -56,7 +56,9 @@ def _findings(measure: bool) -> list[Finding]:
         found += examined(what, check)
     for what, future in far:
         found += examined(what, partial(future.result, _NETWORK_S))
-    return found
+    # Whoever needs the settings fails with them: that is said once.
+    faults = {finding.found for finding in found if finding.what == "settings" and finding.state == "problem"}
+    return [finding for finding in found if finding.what == "settings" or finding.found not in faults]
 
 
 def _engine() -> Iterator[Finding]:

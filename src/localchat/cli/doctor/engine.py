@@ -59,7 +59,9 @@ _INSTRUCTIONS = {
 _NEVER_MISSED = {"AMX_INT8", "AVX_VNNI", "SVE"}
 """Declined on purpose; of no use beside AVX512_VNNI; no faster than NEON on most processors that have it."""
 
-# The sources of kernel drivers; others (of virtual and server displays) compute nothing.
+# Where the kernel tells of GPUs, whether or not a library can use them.
+_DRM, _NVIDIA, _AMD = Path("/sys/class/drm"), Path("/proc/driver/nvidia/gpus"), Path("/dev/kfd")
+# The makers by their PCI numbers; others (of virtual and server displays) compute nothing.
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 _BUILDS = {"NVIDIA": "CUDA", "AMD": "HIP", "Intel": "VULKAN", "Apple": "METAL"}
 
@@ -171,12 +173,12 @@ def _present() -> set[str]:
     found = set()
     if sys.platform == "darwin" and platform.machine() == "arm64":
         found.add("Apple")
-    for vendor in Path("/sys/class/drm").glob("card*/device/vendor"):
+    for vendor in _DRM.glob("card*/device/vendor"):
         with suppress(OSError):
             maker = _VENDORS.get(vendor.read_text().strip())
             found |= {maker} if maker else set()
-    if any(Path("/proc/driver/nvidia/gpus").glob("*")) or Path("/dev/nvidiactl").exists():
+    if any(_NVIDIA.glob("*")):
         found.add("NVIDIA")
-    if Path("/dev/kfd").exists():
+    if _AMD.exists():
         found.add("AMD")
     return found

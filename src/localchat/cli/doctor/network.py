@@ -13,7 +13,7 @@ from localchat.models import hub
 from localchat.models.transport import TransportError, host_of, request
 
 _LIMIT_S = 3.0
-_ADVICE = "see the network and its proxy, or set LOCALCHAT_OFFLINE=1; models can also come by `localchat import`"
+_ADVICE = "look at the connection and its proxy; without one, models come by `localchat import`"
 
 _PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 _USUAL_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"

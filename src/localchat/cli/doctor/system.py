@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 import psutil
 
@@ -22,15 +23,22 @@ from localchat.machine import compute_threads
 
 _LITTLE_MEMORY = 1 << 30
 _LOAD_S = 0.5
+_BUSY = 0.4
 _USUAL = {"Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "Q4_1", "IQ4_NL"}
 """The quantizations that are met most often, of all that were measured."""
 
 
+@cache
+def _used_by_others() -> float:
+    """The share of the processor that others use; asked first, before the doctor itself is what it sees."""
+    return psutil.cpu_percent(interval=_LOAD_S) / 100
+
+
 def load() -> Iterator[Finding]:
-    """How much of the processor others use now; asked first, before the doctor itself is what it sees."""
-    share = psutil.cpu_percent(interval=_LOAD_S) / 100
+    """How much of the processor others use now."""
+    share = _used_by_others()
     found = f"other programs use {share:.0%} of the processor now"
-    if share > 0.5:
+    if share > _BUSY:
         yield Finding("warning", "load", found, "answers come slower until they are done: `top` shows who it is")
     else:
         yield Finding("ok", "load", found)
@@ -60,6 +68,7 @@ def memory() -> Iterator[Finding]:
 
 def speed(anew: bool) -> Iterator[Finding]:
     """How fast the processor reads memory and the usual quantizations; measured where that was not done, or `anew`."""
+    is_new = anew or not measured.machine(may_measure=False)
     with ProgressLine() as line:
         machine = measured.machine(
             anew=anew, on_progress=lambda share: line.show(f"measuring the processor's speed: {share:.0%}")
@@ -75,6 +84,13 @@ def speed(anew: bool) -> Iterator[Finding]:
             "speed",
             "could not be measured; the usual figures for so many cores are taken",
             "`localchat doctor --measure` tries again",
+        )
+    elif is_new and _used_by_others() > _BUSY:
+        yield Finding(
+            "warning",
+            "speed",
+            f"{found}: too little, as other programs were busy while it was measured",
+            "`localchat doctor --measure` on a quieter machine",
         )
     else:
         yield Finding("ok", "speed", f"{found} (measured {machine.measured[:10]})")
@@ -98,7 +114,7 @@ def software() -> Iterator[Finding]:
         connection.close()
     found = f"SQLite {sqlite3.sqlite_version}, {'with' if has_fts5 else 'without'} full-text search (FTS5)"
     if (3, 7, 0) <= sqlite3.sqlite_version_info <= (3, 51, 2):
-        found += "; its fault in resetting a WAL concerns nobody here, as localchat keeps no WAL"
+        found += "; its fault in resetting a WAL does not matter, as localchat keeps none"
     if has_fts5:
         yield Finding("ok", "database", found)
     else:
