@@ -1,7 +1,8 @@
 """What `localchat models` expects against what happens: memory of a loaded model, decode and prefill speed.
 
-`python benchmarks/fit.py [ROUNDS] [MODEL.gguf …]`; without models, the starter. In each round the machine is measured
-first and then every model is loaded, read to and asked by the engine's own classes in a process of its own.
+`python benchmarks/fit.py [ROUNDS] [busy] [MODEL.gguf …]`; without models, the starter. In each round the machine is
+measured first and then every model is loaded, read to and asked by the engine's own classes in a process of its own.
+With `busy`, for a machine that others use too: one thread, and its processor time instead of the wall clock.
 """
 
 from __future__ import annotations
@@ -58,35 +59,40 @@ steps.sort()
 print(json.dumps({"prefill": max(prefill[1:]), "decode": 1 / steps[len(steps) // 4], "memory": memory}))
 """
 
+PROCESSOR_TIME = "import time; time.perf_counter = time.process_time\n"
+MEASURE = "from localchat.engine import measure; raise SystemExit(measure.main())"
 
-def measured(env: dict[str, str]) -> Machine:
+
+def measured(prelude: str, env: dict[str, str]) -> Machine:
     """What the machine can do at this moment."""
-    command = [sys.executable, "-P", "-m", "localchat.engine.measure"]
+    command = [sys.executable, "-c", prelude + MEASURE]
     done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return msgspec.convert(json.loads(done.stdout.splitlines()[-1])["machine"], Machine, strict=False)
 
 
-def main(rounds: int, models: list[Path]) -> None:
+def main(rounds: int, busy: bool, models: list[Path]) -> None:
     home, starter = home_with_starter()
-    env = environment(home)
+    (home / "settings.toml").write_text("threads = 1\n" if busy else "")
+    env, prelude = environment(home), PROCESSOR_TIME if busy else ""
     models = models or [starter]
     headers = {model: gguf.read_header(model) for model in models}
     found: dict[Path, list[dict[str, float]]] = {model: [] for model in models}
     seconds: list[float] = []
     for number in range(rounds):
         began = time.perf_counter()
-        figures = measured(env)
+        figures = measured(prelude, env)
         seconds.append(time.perf_counter() - began)
         for model, header in headers.items():
             of_model = shape.of_header(header)
             speed = fit.speed(of_model, header.weights, figures, context=PROMPT)
             memory = fit.memory(of_model, 0, CONTEXT)
-            real = child_json(REALITY, env, str(model), str(CONTEXT), str(PROMPT), str(ANSWER))
+            real = child_json(prelude + REALITY, env, str(model), str(CONTEXT), str(PROMPT), str(ANSWER))
             expected = {"decode": speed.decode or 0, "prefill": speed.prefill or 0, "memory": memory.total}
             found[model].append({**real, **{f"expected {key}": value for key, value in expected.items()}})
             print(f"round {number + 1}/{rounds} {model.name}: {found[model][-1]}", file=sys.stderr)
     print("\n### What is expected against what happens\n")
     print(f"{machine()}, {figures.threads} threads, {time.strftime('%Y-%m-%d')}, {rounds} rounds; ", end="")
+    print("processor time of one thread; " if busy else "", end="")
     print(f"measuring took {statistics.median(seconds):.1f} s (median)\n")
     print("| model | | expected | real | expected / real (min to max) |\n|---|---|---|---|---|")
     for model, results in found.items():
@@ -101,4 +107,5 @@ def main(rounds: int, models: list[Path]) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     count = int(arguments.pop(0)) if arguments and arguments[0].isdigit() else 5
-    main(count, [Path(argument) for argument in arguments])
+    busy = "busy" in arguments
+    main(count, busy, [Path(argument) for argument in arguments if argument != "busy"])

@@ -20,7 +20,7 @@ from localchat.cli.doctor import engine, files, network, report
 from localchat.cli.doctor.report import Finding, examined
 from localchat.errors import EngineFailed
 from localchat.hardware import Device, EngineBuild
-from localchat.models import store
+from localchat.models import records, store
 from tests.terminal import Terminal
 
 CARD = Device("CUDA0", "A card", "gpu", 6_000_000_000, 8_000_000_000, False)
@@ -280,7 +280,7 @@ def test_places_that_are_not_there_yet_are_no_fault(empty_home: Path) -> None:
 def test_models_to_verify_and_leftovers_are_named(home: Path) -> None:
     (model,) = store.installed()
     assert only(list(files.models())).state == "ok"
-    os.utime(model.path, (1, 1))
+    records.record_file(model.path).unlink()
     (model.path.parent / "other.gguf.partial").write_bytes(bytes(5_000_000))
     unverified, left = files.models()
     assert unverified.state == left.state == "warning"

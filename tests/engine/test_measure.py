@@ -67,7 +67,7 @@ def test_every_figure_is_there_and_possible(printed: list[dict[str, object]]) ->
 def bench(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(measure, "_STREAMED_BYTES", 64 << 20)
     monkeypatch.setattr(measure, "_SECONDS", 0.0)
-    made = Bench(measure._ggml().ggml_backend_dev_by_type(0), 1)
+    made = Bench(measure._ggml().ggml_backend_dev_by_type(0), 1, 1 << 30)
     yield made
     made.close()
 

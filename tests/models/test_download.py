@@ -31,7 +31,7 @@ def fetched(home: Path, content: bytes, model: ModelFile, path: Path | None = No
 
 
 def leave_partial(home: Path, content: bytes, done: int) -> None:
-    """Put a partial as an interrupted run leaves it."""
+    """Put a partial as an interrupted run of localchat 0.1 left it: in one piece, without a journal."""
     path = place(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_name(FILE + ".partial").write_bytes(content[:done])
@@ -441,7 +441,7 @@ def test_a_full_disk_is_one_sentence(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(partial.os, "write", full)
+    monkeypatch.setattr(partial.os, "pwrite", full)
     with pytest.raises(FetchError, match="is full"):
         ensure("tiny")
     assert not place(home).exists()

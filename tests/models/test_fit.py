@@ -79,13 +79,17 @@ def test_compute_buffers_are_those_of_the_engine(name: str, tmp_path: Path) -> N
         assert fit.memory(shape, 0, context).compute == pytest.approx(expected, rel=0.05), context
 
 
-@pytest.mark.parametrize("name", ["r1-1.5b", "qwen3-4b", "gemma2-2b", "gemma3-4b"])
+HYBRID = {"qwen3.5-2b": real.QWEN35_2B}
+
+
+@pytest.mark.parametrize("name", ["r1-1.5b", "qwen3-4b", "gemma2-2b", "gemma3-4b", "qwen3.5-2b"])
 def test_all_memory_is_that_of_a_real_load(name: str, tmp_path: Path) -> None:
-    path = real.write_sparse(tmp_path / "sparse.gguf", SHAPES[name].smaller())
+    path = real.write_sparse(tmp_path / "sparse.gguf", {**SHAPES, **HYBRID}[name].smaller())
     header = read_header(path)
     shape = of_header(header)
     for context, buffers in zip((2048, 8192), engine_says(path, 2048, 8192, alloc=True), strict=True):
         memory = fit.memory(shape, header.tensor_bytes, context)
+        buffers["KV"] += buffers.get("RS", 0)
         assert memory.kv == pytest.approx(buffers["KV"], rel=0.01), context
         engines = header.tensor_bytes + sum(buffers[kind] for kind in ("KV", "compute", "output"))
         assert memory.total == pytest.approx(engines, rel=0.05), context

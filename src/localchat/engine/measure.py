@@ -11,6 +11,7 @@ kernel's time depends on them, and none of the values is denormal or not a numbe
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,10 +53,10 @@ _F32, _F16 = 0, 1
 _COLUMNS, _ROWS = 2048, 4096
 _MICRO_BATCH = 512
 _CACHED_BYTES, _STREAMED_BYTES = 24 << 20, 512 << 20
-_PREFILL_ROWS = 1024
+_NARROW_ROWS = 512  # where caches or a whole micro-batch are measured
 _HEADS, _ATTENDED = (64, 128, 256), 1024
 _FILL = 0x11  # a small normal number in every type that has a scale or an exponent
-_SECONDS = 0.06  # for each figure, and at least three times
+_SECONDS = 0.05  # for each figure, and at least twice after a first time that does not count
 
 _CONTEXT_BYTES = 4 << 20
 _GRAPH_NODES = 2048
@@ -121,9 +122,9 @@ def _context() -> Iterator[Any]:
 
 
 class Bench:
-    """One device with room for weights; `threads` counts on a processor only."""
+    """One device with `room` (bytes) for weights; `threads` counts on a processor only."""
 
-    def __init__(self, device: Any, threads: int) -> None:
+    def __init__(self, device: Any, threads: int, room: int) -> None:
         ggml = _ggml()
         self._device = device
         self._backend = ggml.ggml_backend_dev_init(device, None)
@@ -132,7 +133,9 @@ class Bench:
         self._plain = ggml.ggml_backend_dev_buffer_type(device)
         self._special: list[Any] = []
         registry = ggml.ggml_backend_dev_backend_reg(device)
+        self._threads = 0  # on a device that computes by itself
         if found := ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads"):
+            self._threads = threads
             ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(found)(self._backend, threads)
         if found := ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts"):
             listed = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(found)(device)
@@ -141,7 +144,7 @@ class Bench:
                 self._special.append(listed[index])
                 index += 1
         # Weights larger than the caches, but no strain on a small machine.
-        self.streamed_bytes = min(_STREAMED_BYTES, max(2 * _CACHED_BYTES, available_memory() // 8))
+        self.streamed_bytes = min(_STREAMED_BYTES, max(2 * _CACHED_BYTES, room // 8))
         self._buffers: dict[Any, Any] = {}
 
     def close(self) -> None:
@@ -242,31 +245,43 @@ class Bench:
 
         return self._seconds(build) / layers
 
+    def _compute(self, graph: Any) -> float:
+        """Seconds for one computation, as it would take on a machine where nobody else computes.
+
+        Threads never sleep while they compute. So what is missing of their processor time is time in which others had
+        the processor, and that will be different when it counts.
+        """
+        began, began_processor = time.perf_counter(), time.process_time()
+        _ggml().ggml_backend_graph_compute(self._backend, graph)
+        seconds, processor = time.perf_counter() - began, time.process_time() - began_processor
+        return min(seconds, processor / self._threads) if self._threads else seconds
+
     def _seconds(self, build: Callable[[Any], list[Any]]) -> float:
-        """The shortest of several computations of the graph that `build` makes."""
+        """The shortest of several computations of the graph that `build` makes; infinite where the device cannot."""
         ggml = _ggml()
         with _context() as context:
             graph = ggml.ggml_new_graph_custom(context, _GRAPH_NODES, False)
-            for result in build(context):
+            results = build(context)
+            if not all(ggml.ggml_backend_dev_supports_op(self._device, result) for result in results):
+                return math.inf
+            for result in results:
                 ggml.ggml_build_forward_expand(graph, result)
             buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(context, self._plain)
             try:
                 ggml.ggml_backend_buffer_clear(buffer, 0x3C)
                 ggml.ggml_backend_graph_compute(self._backend, graph)
-                shortest, times, end = float("inf"), 0, time.perf_counter() + _SECONDS
-                while times < 3 or time.perf_counter() < end:
-                    began = time.perf_counter()
-                    ggml.ggml_backend_graph_compute(self._backend, graph)
-                    shortest = min(shortest, time.perf_counter() - began)
+                shortest, times, end = math.inf, 0, time.perf_counter() + _SECONDS
+                while times < 2 or time.perf_counter() < end:
+                    shortest = min(shortest, self._compute(graph))
                     times += 1
                 return max(shortest, 1e-9)
             finally:
                 ggml.ggml_backend_buffer_free(buffer)
 
 
-def measure(name: str, device: Any, threads: int, on_step: Callable[[], None]) -> Figures:
+def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[], None]) -> Figures:
     """The figures of one device; `on_step` is called after each of `len(TYPES) + 1` steps."""
-    bench = Bench(device, threads)
+    bench = Bench(device, threads, room)
     try:
         layer = bench.layer_seconds()
         kinds = {type_name: bench.buffer_type(TYPES[type_name][0]) for type_name in TYPES}
@@ -276,7 +291,7 @@ def measure(name: str, device: Any, threads: int, on_step: Callable[[], None]) -
             if kinds[type_name] is not None:
                 rates[type_name] = _rate(bench, type_name, kinds[type_name], layer)
             on_step()
-        attention = {head: _attention(bench, head) for head in _HEADS}
+        attention = {head: found for head in _HEADS if (found := _attention(bench, head)).decode}
         on_step()
         return Figures(
             name=name,
@@ -294,12 +309,12 @@ def measure(name: str, device: Any, threads: int, on_step: Callable[[], None]) -
 def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Rate:
     """All figures of one tensor type."""
     streamed, streamed_bytes, _ = bench.products(name, buffer_type, bench.streamed_bytes, _ROWS, 1)
-    cached, cached_bytes, _ = bench.products(name, buffer_type, _CACHED_BYTES, _PREFILL_ROWS, 1)
-    seconds, _, count = bench.products(name, buffer_type, 1, _PREFILL_ROWS, _MICRO_BATCH)
+    cached, cached_bytes, _ = bench.products(name, buffer_type, _CACHED_BYTES, _NARROW_ROWS, 1)
+    seconds, _, count = bench.products(name, buffer_type, 1, _NARROW_ROWS, _MICRO_BATCH)
     return Rate(
         decode=streamed_bytes / streamed,
         cached=cached_bytes / cached,
-        prefill=count * _COLUMNS * _PREFILL_ROWS * _MICRO_BATCH / seconds,
+        prefill=count * _COLUMNS * _NARROW_ROWS * _MICRO_BATCH / seconds,
     )
 
 
@@ -330,11 +345,14 @@ def main() -> int:
             done += 1
             _print({"done": done, "total": total})
 
-        processor = measure("CPU", ggml.ggml_backend_dev_by_type(_CPU_DEVICE), threads, step)
+        processor = measure("CPU", ggml.ggml_backend_dev_by_type(_CPU_DEVICE), threads, available_memory(), step)
         found = []
         for device in others:
             handle = ggml.ggml_backend_dev_by_name(device.name.encode())
-            found.append(measure(device.name, handle, threads, step))
+            try:
+                found.append(measure(device.name, handle, threads, device.free, step))
+            except LocalchatError as error:
+                print(f"{device.name}: {error.message}", file=sys.stderr)
         machine = Machine(
             engine=engine_stamp(),
             system=(api().llama_print_system_info() or b"").decode(errors="replace"),
