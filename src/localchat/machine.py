@@ -68,6 +68,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[Figures, ...] = ()
     measured: str = ""
     """When, as an ISO date and time."""
+    was_busy: bool = False
+    """Others computed at the time, so what one thread could do was measured and the rest concluded from that."""
     is_guess: bool = False
     """Nothing was measured: figures of the usual order for so many cores."""
 

@@ -18,6 +18,7 @@ import pytest
 from localchat import machine
 from localchat.cli.doctor import engine, files, network, report
 from localchat.cli.doctor.report import Finding, examined
+from localchat.client import measured
 from localchat.errors import EngineFailed
 from localchat.hardware import Device, EngineBuild
 from localchat.models import records, store
@@ -193,9 +194,9 @@ def test_an_engine_that_dies_is_a_sentence(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(engine.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(EngineFailed, match=re.escape(said)):
-        engine.ask_build()
+        measured.ask_build()
 
 
 # GPUs

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from localchat.engine import measure
+from localchat.engine.ggml import library
 from localchat.engine.measure import TYPES, Bench
-from localchat.machine import Machine
+from localchat.machine import Attention, Figures, Machine, Rate
 from localchat.models.gguf_types import TENSOR_TYPES
 
 
@@ -67,7 +68,7 @@ def test_every_figure_is_there_and_possible(printed: list[dict[str, object]]) ->
 def bench(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(measure, "_STREAMED_BYTES", 64 << 20)
     monkeypatch.setattr(measure, "_SECONDS", 0.0)
-    made = Bench(measure._ggml().ggml_backend_dev_by_type(0), 1, 1 << 30)
+    made = Bench(library().ggml_backend_dev_by_type(0), 1, 1 << 30)
     yield made
     made.close()
 
@@ -83,6 +84,23 @@ def test_weights_lie_where_the_engine_would_put_them(bench: Bench, starter: Path
     special = [bench.buffer_type(TYPES[name][0]) in bench._special for name in ("Q4_1", "Q8_0")]
     assert any(special) == repacked
     assert bench.buffer_type(TYPES["F16"][0]) == bench._plain
+
+
+def test_many_threads_are_concluded_from_one() -> None:
+    one = Figures(
+        name="CPU",
+        bandwidth=10.0,
+        layer_seconds=1.0,
+        cached_bytes=1,
+        streamed_bytes=2,
+        rates={"Q8_0": Rate(10.0, 20.0, 30.0)},
+        attention={64: Attention(1.0, 2.0)},
+    )
+    assert measure._scaled(one, 1) == one
+    eight = measure._scaled(one, 8)
+    assert eight.rates["Q8_0"].decode == eight.bandwidth == 30.0
+    assert 6 * 20 < eight.rates["Q8_0"].cached < 8 * 20 and 6 * 30 < eight.rates["Q8_0"].prefill < 8 * 30
+    assert 6 * 1 < eight.attention[64].decode < 8 * 1
 
 
 def test_all_of_the_weights_are_computed_with(bench: Bench) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from localchat.cli.progress import ProgressLine, bar, seconds, size
+from localchat.errors import Interrupted
 from localchat.models.fetch import THIS_MACHINE, ensure
 from localchat.models.progress import FetchProgress
 
@@ -21,8 +25,18 @@ def make_ready(name: str, progress: ProgressLine) -> None:
         elif state.total or state.done:
             progress.show(describe_fetch(state), also_plain=True)
 
-    file = ensure(name or None, on_progress=on_progress)
+    with kept_when_stopped():
+        file = ensure(name or None, on_progress=on_progress)
     progress.note(f"{file.name} is here and verified ({size(file.size)})")
+
+
+@contextmanager
+def kept_when_stopped() -> Iterator[None]:
+    """Say, where Ctrl+C ends a fetch, that nothing is lost by it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped: what was fetched so far is kept, and asking again goes on from there") from None
 
 
 def describe_fetch(state: FetchProgress) -> str:

@@ -11,8 +11,7 @@ import click
 
 from localchat.cli.progress import size as in_words
 from localchat.client import measured
-from localchat.client.local import LocalEngine
-from localchat.errors import LocalchatError
+from localchat.client.local import held_by_engine
 from localchat.models import overview
 from localchat.models.assess import Circumstances
 from localchat.models.overview import Row
@@ -32,8 +31,9 @@ def command(every: bool, words: str | None, context: int | None, as_json: bool) 
 
     Memory, fit and speed are for this machine as it is now: against the memory that is free, with its measured speed.
     """
+    machine = measured.quick()
     circumstances = Circumstances.now(
-        machine=measured.machine(may_measure=False), context=context, freed=_held_by_engine()
+        machine=machine, context=context, freed=held_by_engine(), devices=measured.gpus() if machine.devices else ()
     )
     if words is not None:
         rows = overview.searched(words, circumstances, _SEARCHED)
@@ -51,17 +51,15 @@ def command(every: bool, words: str | None, context: int | None, as_json: bool) 
     print("\n" + "\n".join(safe_line(line) for line in _remarks(rows, circumstances, words)))
 
 
-def _held_by_engine() -> int:
-    """Bytes that an engine of ours gives back when it takes another model."""
-    try:
-        status = LocalEngine().status()
-    except LocalchatError:
-        return 0
-    return status.anonymous_bytes if status and status.model else 0
-
-
 def _speed(row: Row) -> str:
     return f"{row.tokens_per_second:.0f}" if row.tokens_per_second else "?"
+
+
+def _with_gpu(row: Row) -> str:
+    if not row.gpu_layers:
+        return "-"
+    speed = f"{row.gpu_tokens_per_second:.0f}" if row.gpu_tokens_per_second else "?"
+    return speed if row.gpu_layers == row.layers else f"{speed} ({row.gpu_layers} of {row.layers} layers)"
 
 
 def _state(row: Row) -> str:
@@ -71,6 +69,8 @@ def _state(row: Row) -> str:
         return f"{row.downloads:,} downloads" + (", gated" if row.gated else "")
     return ""
 
+
+_ON_GPU = "ON GPU"
 
 # Header, cell, and how soon the column gives way where the terminal is narrow (0: never).
 _COLUMNS: tuple[tuple[str, Callable[[Row], str], int], ...] = (
@@ -83,13 +83,15 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], str], int], ...] = (
     ("MEMORY", lambda row: ("~" if row.estimated else "") + in_words(row.memory) if row.memory else "?", 2),
     ("FITS", lambda row: row.fits or "?", 0),
     ("TOKENS/S", _speed, 0),
+    (_ON_GPU, _with_gpu, 0),
     ("STATE", _state, 0),
 )
 
 
 def _table(rows: list[Row]) -> str:
     """The rows in columns; where a terminal is too narrow, the least needed columns are left out."""
-    columns = list(_COLUMNS)
+    has_gpu = any(row.gpu_layers for row in rows)
+    columns = [column for column in _COLUMNS if has_gpu or column[0] != _ON_GPU]
     while True:
         table = [[header for header, _, _ in columns]]
         table += [[safe_line(cell(row)) for _, cell, _ in columns] for row in rows]

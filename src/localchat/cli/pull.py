@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from localchat.cli.fetching import describe_fetch
+from localchat.cli.fetching import describe_fetch, kept_when_stopped
 from localchat.cli.progress import ProgressLine, size, write_aside
 from localchat.client import measured
+from localchat.client.local import held_by_engine
 from localchat.errors import NoSuchModel, UsageError
+from localchat.machine import Machine
 from localchat.models import plan as plans
 from localchat.models import sources, store
 from localchat.models.assess import Circumstances
@@ -64,7 +66,7 @@ def _plan(name: str, context: int | None, sha256: str | None, progress: Progress
         progress.show(f"measuring this machine, once, to choose what is fast here: {done:.0%}")
 
     try:
-        plan = plans.make(name, Circumstances.now(machine=measured.quick(), context=context), sha256=sha256)
+        plan = plans.make(name, _circumstances(measured.quick(), context), sha256=sha256)
     except NoSuchModel:
         # It may be a model that is here under a name of its own.
         with suppress(NoSuchModel):
@@ -74,9 +76,15 @@ def _plan(name: str, context: int | None, sha256: str | None, progress: Progress
     if not plan.why or plan.is_here or measured.machine(may_measure=False):
         return plan
     # There was a choice, and what is fast here was only guessed.
-    machine = measured.machine(on_progress=on_progress)
+    machine = measured.machine(on_progress=on_progress) or measured.quick()
     progress.clear()
-    return plans.make(name, Circumstances.now(machine=machine, context=context), sha256=sha256)
+    return plans.make(name, _circumstances(machine, context), sha256=sha256)
+
+
+def _circumstances(machine: Machine, context: int | None) -> Circumstances:
+    return Circumstances.now(
+        machine=machine, context=context, freed=held_by_engine(), devices=measured.gpus() if machine.devices else ()
+    )
 
 
 def _fetch(plan: Plan, progress: ProgressLine) -> None:
@@ -88,7 +96,8 @@ def _fetch(plan: Plan, progress: ProgressLine) -> None:
         elif state.total or state.done:
             progress.show(describe_fetch(state), also_plain=True)
 
-    file = fetch_files(plan.files, on_progress=on_progress)
+    with kept_when_stopped():
+        file = fetch_files(plan.files, on_progress=on_progress)
     state = "was here already and is verified" if was_here else "is here and verified"
     progress.note(f"{file.name} {state} ({size(file.size)}): `localchat chat -m {file.name}` talks to it")
 
@@ -108,9 +117,11 @@ def _described(plan: Plan) -> list[str]:
         about = "about " if assessment.estimated else ""
         need = f"{about}{size(assessment.memory.total)} of memory with a context of {assessment.context:,} tokens"
         lines.append(f"needs {need}; {size(plan.available)} are free: {_VERDICTS[assessment.fits or 'tight']}")
-    if assessment.speed.decode:
-        prefill = f", reads about {assessment.speed.prefill:,.0f}" if assessment.speed.prefill else ""
-        lines.append(f"answers with about {assessment.speed.decode:,.0f} tokens/s{prefill} on this machine")
+    speed, gpu = assessment.best_speed, assessment.gpu
+    if speed.decode:
+        prefill = f", reads about {speed.prefill:,.0f}" if speed.prefill else ""
+        share = f" with {gpu.layers} of {gpu.of} layers on the GPU" if gpu else ""
+        lines.append(f"answers with about {speed.decode:,.0f} tokens/s{prefill} on this machine{share}")
     if plan.license or plan.gated:
         gated = "; it must be accepted on the model's page first, and HF_TOKEN set" if plan.gated else ""
         lines.append(f"license {plan.license or 'unknown'}{gated}")
@@ -143,6 +154,8 @@ def _as_json(plan: Plan) -> dict[str, Any]:
         "fits": assessment.fits,
         "tokens_per_second": assessment.speed.decode,
         "prefill_tokens_per_second": assessment.speed.prefill,
+        "gpu_layers": assessment.gpu.layers if assessment.gpu else None,
+        "gpu_tokens_per_second": assessment.gpu.speed.decode if assessment.gpu else None,
         "license": plan.license or None,
         "gated": plan.gated,
     }

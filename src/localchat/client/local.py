@@ -118,3 +118,12 @@ class LocalEngine:
             time.sleep(0.05)
         assert failure is not None
         raise failure
+
+
+def held_by_engine() -> int:
+    """Bytes that an engine which is running holds, and gives back when it takes another model."""
+    try:
+        status = LocalEngine().status()
+    except LocalchatError:
+        return 0
+    return status.anonymous_bytes if status and status.model else 0

@@ -1,10 +1,11 @@
-"""The figures of this machine, for whoever predicts a speed: kept ones, else measured ones, else a guess.
+"""What the engine is on this machine, for whoever must not load it: its build, its devices, and measured speeds.
 
 Measuring loads the engine's native code, which can abort: it happens in a process of its own, for some seconds.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from threading import Timer
 import msgspec
 
 from localchat import machine as machines
+from localchat.errors import EngineFailed
+from localchat.hardware import Device, EngineBuild
 from localchat.machine import Machine
+from localchat.safe_text import safe_line
 
 _TIMEOUT_S = 90.0
 """Many times what it takes: on a machine that is busy with something else it takes longer."""
@@ -21,6 +25,15 @@ _TIMEOUT_S = 90.0
 
 # -P: a file of the folder that the person is in must not be taken for a module.
 _MEASURE = ("-P", "-m", "localchat.engine.measure")
+
+
+_LOADS_IN_S = 30.0
+
+REBUILD = (
+    f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir "
+    "--no-binary llama-cpp-python llama-cpp-python"
+)
+"""Compiles the engine for the processor that it is installed on."""
 
 
 class _Line(msgspec.Struct):
@@ -76,3 +89,33 @@ def _measure(on_progress: Callable[[float], None]) -> Machine | None:
             timer.cancel()
             process.kill()
     return found
+
+
+def ask_build() -> EngineBuild:
+    """What the engine says of itself. Raises `EngineFailed` with the reason and the next step where it cannot."""
+    command = [sys.executable, "-P", "-m", "localchat.engine.devices"]
+    try:
+        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOADS_IN_S)
+    except subprocess.TimeoutExpired:
+        raise EngineFailed(
+            f"llama.cpp does not load within {_LOADS_IN_S:.0f} s: try again on a quieter machine"
+        ) from None
+    if done.returncode == -signal.SIGILL:
+        raise EngineFailed(f"llama.cpp was built for another processor than this one: compile it here: {REBUILD}")
+    if done.returncode < 0:
+        raise EngineFailed(
+            f"llama.cpp died as it was loaded ({signal.Signals(-done.returncode).name}): install it again: {REBUILD}"
+        )
+    try:
+        return msgspec.json.decode(done.stdout, type=EngineBuild)
+    except msgspec.DecodeError:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise EngineFailed(safe_line(said[-1]) if said else f"llama.cpp does not load: {REBUILD}") from None
+
+
+def gpus() -> list[Device]:
+    """The devices beside the processor that the engine can use, with the memory free on them; none where it cannot."""
+    try:
+        return ask_build().devices
+    except EngineFailed:
+        return []

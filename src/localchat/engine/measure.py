@@ -3,9 +3,9 @@
 `python -m localchat.engine.measure` prints JSON lines: `{"done", "total"}` as it goes on, then `{"machine"}`. It is run
 in a process of its own (`client.measured`), because native code may abort. It takes a few seconds.
 
-ggml is called directly: the binding has no names for it, but the loaded library exports it. Weights lie in the buffer
-type that llama.cpp would choose, so that repacked types are measured as they run. They are one constant byte: no
-kernel's time depends on them, and none of the values is denormal or not a number.
+Weights lie in the buffer type that llama.cpp would choose, so that repacked types are measured as they run. They are
+one constant byte: no kernel's time depends on them, and none of the values is denormal or not a number. Where others
+compute at the same time, one thread is measured by the time that it had a processor, and the rest concluded from that.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import ctypes
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from localchat.engine.devices import devices
+from localchat.engine.ggml import descriptions, library
 from localchat.engine.llama import api
 from localchat.errors import LocalchatError
 from localchat.hardware import available_memory
@@ -55,77 +54,20 @@ _MICRO_BATCH = 512
 _CACHED_BYTES, _STREAMED_BYTES = 24 << 20, 512 << 20
 _NARROW_ROWS = 512  # where caches or a whole micro-batch are measured
 _HEADS, _ATTENDED = (64, 128, 256), 1024
+_OWN = 0.85  # the share of the processors below which others compute as well
+_READERS = 3  # threads that together read about as fast as a usual machine's memory allows
+_COMPUTERS = 0.9  # the exponent of the threads that their speed grows with: they wait for each other at every step
 _FILL = 0x11  # a small normal number in every type that has a scale or an exponent
 _SECONDS = 0.05  # for each figure, and at least twice after a first time that does not count
 
-_CONTEXT_BYTES = 4 << 20
 _GRAPH_NODES = 2048
-
-
-class _InitParams(ctypes.Structure):
-    """`struct ggml_init_params`."""
-
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-@cache
-def _ggml() -> Any:
-    """The loaded library with the types of the functions used here."""
-    library = api()._lib
-    pointer, size, i64 = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
-    number, real, text = ctypes.c_int, ctypes.c_float, ctypes.c_char_p
-    for name, result, arguments in (
-        ("ggml_init", pointer, [_InitParams]),
-        ("ggml_free", None, [pointer]),
-        ("ggml_nbytes", size, [pointer]),
-        ("ggml_new_tensor_2d", pointer, [pointer, number, i64, i64]),
-        ("ggml_new_tensor_3d", pointer, [pointer, number, i64, i64, i64]),
-        ("ggml_mul_mat", pointer, [pointer, pointer, pointer]),
-        ("ggml_rms_norm", pointer, [pointer, pointer, real]),
-        ("ggml_mul", pointer, [pointer, pointer, pointer]),
-        ("ggml_add", pointer, [pointer, pointer, pointer]),
-        ("ggml_permute", pointer, [pointer, pointer, number, number, number, number]),
-        ("ggml_flash_attn_ext", pointer, [pointer, pointer, pointer, pointer, pointer, real, real, real]),
-        ("ggml_new_graph_custom", pointer, [pointer, size, ctypes.c_bool]),
-        ("ggml_build_forward_expand", None, [pointer, pointer]),
-        ("ggml_backend_dev_by_type", pointer, [number]),
-        ("ggml_backend_dev_by_name", pointer, [text]),
-        ("ggml_backend_dev_init", pointer, [pointer, text]),
-        ("ggml_backend_dev_buffer_type", pointer, [pointer]),
-        ("ggml_backend_dev_backend_reg", pointer, [pointer]),
-        ("ggml_backend_dev_supports_op", ctypes.c_bool, [pointer, pointer]),
-        ("ggml_backend_reg_get_proc_address", pointer, [pointer, text]),
-        ("ggml_backend_alloc_ctx_tensors_from_buft", pointer, [pointer, pointer]),
-        ("ggml_backend_buft_alloc_buffer", pointer, [pointer, size]),
-        ("ggml_backend_buft_get_alignment", size, [pointer]),
-        ("ggml_backend_buft_is_host", ctypes.c_bool, [pointer]),
-        ("ggml_backend_buffer_get_base", pointer, [pointer]),
-        ("ggml_backend_buffer_clear", None, [pointer, ctypes.c_uint8]),
-        ("ggml_backend_buffer_free", None, [pointer]),
-        ("ggml_backend_tensor_alloc", number, [pointer, pointer, pointer]),
-        ("ggml_backend_graph_compute", number, [pointer, pointer]),
-        ("ggml_backend_free", None, [pointer]),
-    ):
-        getattr(library, name).restype = result
-        getattr(library, name).argtypes = arguments
-    return library
-
-
-@contextmanager
-def _context() -> Iterator[Any]:
-    """A ggml context: it holds descriptions of tensors, not their data."""
-    context = _ggml().ggml_init(_InitParams(_CONTEXT_BYTES, None, True))
-    try:
-        yield context
-    finally:
-        _ggml().ggml_free(context)
 
 
 class Bench:
     """One device with `room` (bytes) for weights; `threads` counts on a processor only."""
 
     def __init__(self, device: Any, threads: int, room: int) -> None:
-        ggml = _ggml()
+        ggml = library()
         self._device = device
         self._backend = ggml.ggml_backend_dev_init(device, None)
         if not self._backend:
@@ -134,6 +76,8 @@ class Bench:
         self._special: list[Any] = []
         registry = ggml.ggml_backend_dev_backend_reg(device)
         self._threads = 0  # on a device that computes by itself
+        # Seconds of all computations, and of processor time in them.
+        self.spent = self.had = 0.0
         if found := ggml.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads"):
             self._threads = threads
             ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(found)(self._backend, threads)
@@ -150,31 +94,31 @@ class Bench:
     def close(self) -> None:
         """Give all memory back."""
         for buffer in self._buffers.values():
-            _ggml().ggml_backend_buffer_free(buffer)
-        _ggml().ggml_backend_free(self._backend)
+            library().ggml_backend_buffer_free(buffer)
+        library().ggml_backend_free(self._backend)
 
     def _buffer(self, buffer_type: Any) -> Any:
         """A filled buffer of that type, in which all weights of a measurement lie; only the last one is kept."""
         if buffer_type not in self._buffers:
             while self._buffers:
-                _ggml().ggml_backend_buffer_free(self._buffers.popitem()[1])
+                library().ggml_backend_buffer_free(self._buffers.popitem()[1])
             # Tensors must not end where the buffer does: some kernels' layouts are a little larger than the type says.
-            buffer = _ggml().ggml_backend_buft_alloc_buffer(buffer_type, self.streamed_bytes + (8 << 20))
+            buffer = library().ggml_backend_buft_alloc_buffer(buffer_type, self.streamed_bytes + (8 << 20))
             if not buffer:
                 raise LocalchatError("no memory for measuring: close other programs")
-            base = _ggml().ggml_backend_buffer_get_base(buffer)
-            if buffer_type in self._special or _ggml().ggml_backend_buft_is_host(buffer_type):
+            base = library().ggml_backend_buffer_get_base(buffer)
+            if buffer_type in self._special or library().ggml_backend_buft_is_host(buffer_type):
                 ctypes.memset(base, _FILL, self.streamed_bytes + (8 << 20))
             else:
-                _ggml().ggml_backend_buffer_clear(buffer, _FILL)
+                library().ggml_backend_buffer_clear(buffer, _FILL)
             self._buffers[buffer_type] = buffer
         return self._buffers[buffer_type]
 
     def buffer_type(self, kind: int) -> Any:
         """The buffer type that llama.cpp keeps weights of this tensor type in; None where the device has no kernel."""
-        ggml = _ggml()
+        ggml = library()
         for candidate in (*self._special, self._plain):
-            with _context() as weights, _context() as others:
+            with descriptions() as weights, descriptions() as others:
                 weight = ggml.ggml_new_tensor_2d(weights, kind, _COLUMNS, 32)
                 # A device asks where the weights lie before it says what it can do.
                 buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, candidate)
@@ -191,13 +135,13 @@ class Bench:
         """Seconds for matrix products with `size` bytes of weights, one after the other; the bytes and matrices."""
         kind, block, block_bytes = TYPES[name]
         each = _COLUMNS // block * block_bytes * rows
-        alignment = _ggml().ggml_backend_buft_get_alignment(buffer_type)
+        alignment = library().ggml_backend_buft_get_alignment(buffer_type)
         step = -(-each // alignment) * alignment
         count = max(1, min(size // step, _GRAPH_NODES // 2))
         buffer = self._buffer(buffer_type)
-        base = _ggml().ggml_backend_buffer_get_base(buffer)
-        ggml = _ggml()
-        with _context() as weights:
+        base = library().ggml_backend_buffer_get_base(buffer)
+        ggml = library()
+        with descriptions() as weights:
             matrices = []
             for index in range(count):
                 matrix = ggml.ggml_new_tensor_2d(weights, kind, _COLUMNS, rows)
@@ -212,7 +156,7 @@ class Bench:
 
     def attention(self, cells: int, heads: int, heads_kv: int, head: int, batch: int) -> float:
         """Seconds for attention of `batch` tokens to `cells` others, laid out as in a 16-bit cache."""
-        ggml = _ggml()
+        ggml = library()
 
         def laid_out(context: Any, kind: int, count: int, length: int) -> Any:
             tensor = ggml.ggml_new_tensor_3d(context, kind, head, count, length)
@@ -228,7 +172,7 @@ class Bench:
 
     def layer_seconds(self, layers: int = 64) -> float:
         """Seconds for the small steps of one layer: seven products, ten passes over the values, all very small."""
-        ggml = _ggml()
+        ggml = library()
 
         def build(context: Any) -> list[Any]:
             matrix = ggml.ggml_new_tensor_2d(context, _F32, 64, 64)
@@ -246,20 +190,18 @@ class Bench:
         return self._seconds(build) / layers
 
     def _compute(self, graph: Any) -> float:
-        """Seconds for one computation, as it would take on a machine where nobody else computes.
-
-        Threads never sleep while they compute. So what is missing of their processor time is time in which others had
-        the processor, and that will be different when it counts.
-        """
+        """Seconds for one computation; of a single thread, those in which it had a processor."""
         began, began_processor = time.perf_counter(), time.process_time()
-        _ggml().ggml_backend_graph_compute(self._backend, graph)
+        library().ggml_backend_graph_compute(self._backend, graph)
         seconds, processor = time.perf_counter() - began, time.process_time() - began_processor
-        return min(seconds, processor / self._threads) if self._threads else seconds
+        self.spent += seconds
+        self.had += processor
+        return processor if self._threads == 1 else seconds
 
     def _seconds(self, build: Callable[[Any], list[Any]]) -> float:
         """The shortest of several computations of the graph that `build` makes; infinite where the device cannot."""
-        ggml = _ggml()
-        with _context() as context:
+        ggml = library()
+        with descriptions() as context:
             graph = ggml.ggml_new_graph_custom(context, _GRAPH_NODES, False)
             results = build(context)
             if not all(ggml.ggml_backend_dev_supports_op(self._device, result) for result in results):
@@ -306,6 +248,33 @@ def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[
         bench.close()
 
 
+def _is_busy(device: Any, threads: int) -> bool:
+    """Whether others compute as well: threads never sleep while they compute, so what they lack, others had."""
+    bench = Bench(device, threads, 0)
+    try:
+        bench.products("F16", bench.buffer_type(TYPES["F16"][0]), _CACHED_BYTES, _NARROW_ROWS, 8)
+        return bench.had < _OWN * threads * bench.spent
+    finally:
+        bench.close()
+
+
+def _scaled(one: Figures, threads: int) -> Figures:
+    """What so many threads would do, from one: arithmetic nearly grows with them, reading from memory soon does not."""
+    reading, computing = min(threads, _READERS), threads**_COMPUTERS
+    return msgspec.structs.replace(
+        one,
+        bandwidth=one.bandwidth * reading,
+        rates={
+            name: Rate(rate.decode * reading, rate.cached * computing, rate.prefill * computing)
+            for name, rate in one.rates.items()
+        },
+        attention={
+            head: Attention(figures.decode * computing, figures.prefill * computing)
+            for head, figures in one.attention.items()
+        },
+    )
+
+
 def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Rate:
     """All figures of one tensor type."""
     streamed, streamed_bytes, _ = bench.products(name, buffer_type, bench.streamed_bytes, _ROWS, 1)
@@ -336,7 +305,7 @@ def main() -> int:
     """Measure everything and print it; where that is impossible, the reason on stderr."""
     try:
         threads = compute_threads()
-        ggml = _ggml()
+        ggml = library()
         others = devices()
         total, done = (len(TYPES) + 1) * (1 + len(others)), 0
 
@@ -345,7 +314,12 @@ def main() -> int:
             done += 1
             _print({"done": done, "total": total})
 
-        processor = measure("CPU", ggml.ggml_backend_dev_by_type(_CPU_DEVICE), threads, available_memory(), step)
+        handle = ggml.ggml_backend_dev_by_type(_CPU_DEVICE)
+        # Threads that wait for one which others keep from the processor measure nothing but that.
+        was_busy = threads > 1 and _is_busy(handle, threads)
+        processor = measure("CPU", handle, 1 if was_busy else threads, available_memory(), step)
+        if was_busy:
+            processor = _scaled(processor, threads)
         found = []
         for device in others:
             handle = ggml.ggml_backend_dev_by_name(device.name.encode())
@@ -361,6 +335,7 @@ def main() -> int:
             processor=processor,
             devices=tuple(found),
             measured=time.strftime("%Y-%m-%dT%H:%M:%S"),
+            was_busy=was_busy,
         )
         _print({"machine": machine})
     except LocalchatError as error:

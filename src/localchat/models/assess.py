@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from localchat import machine as machines
-from localchat.hardware import available_memory
+from localchat.hardware import Device, available_memory
 from localchat.machine import Machine
 from localchat.models import fit
 from localchat.models.fit import Memory, Speed, Verdict, Weights
@@ -45,27 +45,48 @@ _FOUR_BITS, _FIVE_BITS, _SIXTEEN_BITS = 4.4, 5.0, 16.0
 
 @dataclass(frozen=True)
 class Circumstances:
-    """The machine as it is now: its figures, the memory that can be had (bytes), and the context wanted (tokens)."""
+    """The machine as it is now: its figures, the memory that can be had (bytes), and the context wanted (tokens).
+
+    `devices` are the GPUs that the engine would split a model over.
+    """
 
     machine: Machine
     available: int
     context: int
+    devices: tuple[Device, ...] = ()
 
     @classmethod
-    def now(cls, *, machine: Machine | None = None, context: int | None = None, freed: int = 0) -> Circumstances:
+    def now(
+        cls,
+        *,
+        machine: Machine | None = None,
+        context: int | None = None,
+        freed: int = 0,
+        devices: Sequence[Device] = (),
+    ) -> Circumstances:
         """What holds now; `freed` bytes would come free (an engine's, which makes room for the next model)."""
         return cls(
             machine or machines.load() or machines.guess(),
             available_memory() + freed,
             context or settings().context or USUAL_CONTEXT,
+            tuple(devices),
         )
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """How a model would do with `layers` of it (of `of`, the output head counts as one) on GPUs."""
+
+    layers: int
+    of: int
+    speed: Speed
 
 
 @dataclass(frozen=True)
 class Assessment:
     """How a model would do. `memory` and `fits` are None where not even its size is known.
 
-    `estimated`: a size or shape was not known and stands for what is usual.
+    `speed` is the processor's alone. `estimated`: a size or shape was not known and stands for what is usual.
     """
 
     memory: Memory | None
@@ -73,6 +94,12 @@ class Assessment:
     speed: Speed
     context: int
     estimated: bool = False
+    gpu: OnGpu | None = None
+
+    @property
+    def best_speed(self) -> Speed:
+        """What a person will see: with the GPU, where there is one to use."""
+        return self.gpu.speed if self.gpu and self.gpu.speed.decode else self.speed
 
 
 def assess(
@@ -99,8 +126,30 @@ def assess(
         memory = Memory(size, size // 20, 200 << 20)
         return Assessment(memory, fit.judge(memory.total, circumstances.available), Speed(None, None), context, True)
     memory = fit.memory(shape, size, context)
-    speed = fit.speed(shape, weights or fit.typical_bytes(label, size, shape), circumstances.machine)
-    return Assessment(memory, fit.judge(memory.total, circumstances.available), speed, context, estimated)
+    weights = weights or fit.typical_bytes(label, size, shape)
+    speed = fit.speed(shape, weights, circumstances.machine)
+    gpu, moved = _on_gpu(circumstances, shape, size, weights, context)
+    verdict = fit.judge(memory.total - moved, circumstances.available)
+    return Assessment(memory, verdict, speed, context, estimated, gpu)
+
+
+def _on_gpu(
+    circumstances: Circumstances, shape: Shape, size: int, weights: Weights, context: int
+) -> tuple[OnGpu | None, int]:
+    """How it would do on the GPUs, and the bytes that need not be in the machine's memory then."""
+    device = next((one for one in circumstances.devices if circumstances.machine.device(one.name)), None)
+    if not device:
+        return None, 0
+    head = min(size, sum(weights.get("head", {}).values()))
+    # Layers are nearly alike; the header tells exactly, and the engine goes by that.
+    each = (size - head) // shape.layers
+    free = sum(one.free for one in circumstances.devices)
+    layers = fit.layers_on_gpu(shape, [each] * shape.layers, head, context, free)
+    if not layers:
+        return None, 0
+    speed = fit.speed(shape, weights, circumstances.machine, gpu_layers=layers, device=device.name)
+    moved = 0 if device.unified else head + (layers - 1) * each
+    return OnGpu(layers, shape.layers + 1, speed), moved
 
 
 T = TypeVar("T")
@@ -127,12 +176,12 @@ def _best(fitting: Sequence[tuple[T, str, Assessment]], verdict: str) -> tuple[T
     if not enough:
         thing, label, _ = max(usual, key=lambda one: quality(one[1]))
         return thing, f"{label} is the best that fits{tight}; fewer than four bits cost quality"
-    fast = [one for one in enough if _is_comfortable(one[2].speed)]
+    fast = [one for one in enough if _is_comfortable(one[2].best_speed)]
     if fast:
         thing, label, _ = max(fast, key=lambda one: quality(one[1]))
         return thing, f"{label} is the best quality that fits{tight} and answers without a wait"
     four = [one for one in enough if quality(one[1]) < _FIVE_BITS]
-    timed = [(one, seconds) for one in four if (seconds := _turn_seconds(one[2].speed)) is not None]
+    timed = [(one, seconds) for one in four if (seconds := _turn_seconds(one[2].best_speed)) is not None]
     if not timed:
         (thing, label, _), reason = (four or enough)[0], "the usual choice"
         return thing, f"{label} is {reason} and fits{tight}"

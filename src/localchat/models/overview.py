@@ -47,6 +47,9 @@ class Row(msgspec.Struct, kw_only=True):
     fits: Verdict | None = None
     tokens_per_second: float | None = None
     prefill_tokens_per_second: float | None = None
+    gpu_tokens_per_second: float | None = None
+    gpu_layers: int | None = None
+    layers: int | None = None
     estimated: bool = False
     recommended: str = ""
     installed: bool = False
@@ -173,6 +176,9 @@ def _row(row: Row, how: Assessment) -> Row:
     row.tokens_per_second = how.speed.decode
     row.prefill_tokens_per_second = how.speed.prefill
     row.estimated = how.estimated
+    if how.gpu:
+        row.gpu_tokens_per_second = how.gpu.speed.decode
+        row.gpu_layers, row.layers = how.gpu.layers, how.gpu.of
     return row
 
 
@@ -181,12 +187,15 @@ def _recommend(found: Iterable[Row]) -> None:
 
     def is_fast(row: Row) -> bool:
         needed = READABLE_DECODE * (_THINKING_TAKES if "thinking" in row.abilities else 1)
-        return (row.tokens_per_second or 0) >= needed
+        return _best(row) >= needed
+
+    def _best(row: Row) -> float:
+        return row.gpu_tokens_per_second or row.tokens_per_second or 0
 
     good = [row for row in found if row.fits == "yes" and is_fast(row) and "chat" in row.abilities and row.parameters]
     if not good:
         return
     best = max(good, key=lambda row: row.parameters or 0)
     best.recommended = (
-        f"the largest that fits well and answers about as fast as one reads ({best.tokens_per_second:,.0f} tokens/s)"
+        f"the largest that fits well and answers about as fast as one reads ({_best(best):,.0f} tokens/s)"
     )

@@ -12,6 +12,7 @@ import msgspec
 
 from localchat.cli.doctor import engine, files, network, system
 from localchat.cli.doctor.report import Check, Finding, examined, page, summary
+from localchat.client.measured import ask_build
 from localchat.errors import UsageError
 from localchat.safe_text import safe_json
 from localchat.settings import is_offline
@@ -62,7 +63,7 @@ def _findings(measure: bool) -> list[Finding]:
 
 
 def _engine() -> Iterator[Finding]:
-    build = engine.ask_build()
+    build = ask_build()
     yield from engine.processor(build)
     yield from engine.gpus(build)
 

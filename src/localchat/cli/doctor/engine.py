@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
 from localchat.cli.doctor.report import Finding
 from localchat.cli.progress import size
-from localchat.errors import EngineFailed
+from localchat.client.measured import REBUILD
 from localchat.hardware import EngineBuild
 from localchat.machine import cpu_name
-from localchat.safe_text import safe_line
-
-_TIMEOUT_S = 30.0
-
-REBUILD = (
-    f"{sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir "
-    "--no-binary llama-cpp-python llama-cpp-python"
-)
-"""Compiles the engine for the processor that it is installed on."""
 
 # llama.cpp's name for a set of instructions, then those of the Linux kernel and of macOS (with "hw.optional." before).
 _INSTRUCTIONS = {
@@ -64,28 +52,6 @@ _DRM, _NVIDIA, _AMD = Path("/sys/class/drm"), Path("/proc/driver/nvidia/gpus"), 
 # The makers by their PCI numbers; others (of virtual and server displays) compute nothing.
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 _BUILDS = {"NVIDIA": "CUDA", "AMD": "HIP", "Intel": "VULKAN", "Apple": "METAL"}
-
-
-def ask_build() -> EngineBuild:
-    """What the engine says of itself. Raises `EngineFailed` with the reason and the next step where it cannot."""
-    command = [sys.executable, "-P", "-m", "localchat.engine.devices"]
-    try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise EngineFailed(
-            f"llama.cpp does not load within {_TIMEOUT_S:.0f} s: try again on a quieter machine"
-        ) from None
-    if done.returncode == -signal.SIGILL:
-        raise EngineFailed(f"llama.cpp was built for another processor than this one: compile it here: {REBUILD}")
-    if done.returncode < 0:
-        raise EngineFailed(
-            f"llama.cpp died as it was loaded ({signal.Signals(-done.returncode).name}): install it again: {REBUILD}"
-        )
-    try:
-        return msgspec.json.decode(done.stdout, type=EngineBuild)
-    except msgspec.DecodeError:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise EngineFailed(safe_line(said[-1]) if said else f"llama.cpp does not load: {REBUILD}") from None
 
 
 def processor(build: EngineBuild) -> Iterator[Finding]:
