@@ -30,10 +30,11 @@ LARGE_SIZE = 1 << 30
 LOCALCHAT = """
 import hashlib, json, resource, sys, time
 from pathlib import Path
-from localchat.models import ranges, records
-from localchat.models.download import download
-from localchat.models.partial import Partial, Pin
-from localchat.models.progress import Meter
+from localchat.models import records
+from localchat.models.transfer import ranges
+from localchat.models.transfer.download import download
+from localchat.models.transfer.partial import Partial, Pin
+from localchat.models.transfer.progress import Meter
 url, folder, sha256, size, connections = sys.argv[1:]
 ranges.CONNECTIONS = int(connections)
 began = time.perf_counter()

@@ -234,7 +234,9 @@ while min(there, gone) < 100:
     assert looking.stdout and looking.stdout.readline() == "ready\n"
     remover = f"""
 from pathlib import Path
-from localchat.models import housekeeping, importing, store
+from localchat.models import store
+from localchat.models.upkeep import housekeeping
+from localchat.models.upkeep import importing
 while True:
     importing.import_file(Path({str(machine.person / "x.gguf")!r}), repo="a/b")
     housekeeping.remove_model(housekeeping.removal(store.find("a/b")))
@@ -313,9 +315,9 @@ def test_show_a_model_that_is_here(machine: Machine) -> None:
 
 
 def test_show_knows_templates(machine: Machine) -> None:
-    from localchat.models.known_templates import fingerprint, known_as
+    from localchat.models.upkeep.known_templates import fingerprint, known_as
 
-    table = Path(sys.modules["localchat.models.known_templates"].__file__ or "").with_name("known_templates.txt")
+    table = Path(sys.modules["localchat.models.upkeep.known_templates"].__file__ or "").with_name("known_templates.txt")
     rows = [line.split(" ", 1) for line in table.read_text().splitlines() if not line.startswith("#")]
     assert len(rows) == 70 and all(len(sha256) == 64 and name for sha256, name in rows)
     assert known_as(CHATML) == ""
@@ -323,7 +325,7 @@ def test_show_knows_templates(machine: Machine) -> None:
 
 
 def test_a_known_template_is_named(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from localchat.models import details, known_templates
+    from localchat.models.upkeep import details, known_templates
 
     model = write_model(tmp_path / "tiny.gguf", template=CHATML)
     assert details.details(str(model)).template_known == ""

@@ -93,16 +93,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts that a test can wait for."""
-    monkeypatch.setattr("localchat.models.retries._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("localchat.models.transfer.retries._FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture
 def ranged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small ranges over several connections, for a file of 4 MB."""
-    monkeypatch.setattr("localchat.models.ranges.ONE_STREAM_BELOW", 1 << 20)
-    monkeypatch.setattr("localchat.models.ranges.CHUNK", 256 << 10)
-    monkeypatch.setattr("localchat.models.ranges.UNIT", 64 << 10)
-    monkeypatch.setattr("localchat.models.tasks._WORTH_SPLITTING", 64 << 10)
+    monkeypatch.setattr("localchat.models.transfer.ranges.ONE_STREAM_BELOW", 1 << 20)
+    monkeypatch.setattr("localchat.models.transfer.ranges.CHUNK", 256 << 10)
+    monkeypatch.setattr("localchat.models.transfer.ranges.UNIT", 64 << 10)
+    monkeypatch.setattr("localchat.models.transfer.tasks._WORTH_SPLITTING", 64 << 10)
 
 
 def asked_bytes(requests: list[Request], size: int, *, sent: bool = False) -> numpy.ndarray:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from localchat.errors import FetchError, Interrupted
-from localchat.models import download, partial, store, transport
+from localchat.models import store
 from localchat.models.fetch import FetchProgress, ensure
 from localchat.models.store import ModelFile
+from localchat.models.transfer import download, partial, transport
 from tests.loopback_hub import COMMIT, Fault, LoopbackHub, running_hub
 from tests.models.conftest import FILE, REPO, Offer, forget, hub_source, make_gguf, place
 

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 
 from localchat.errors import FetchError, Interrupted
-from localchat.models import partial, ranges, store, tasks, transport
-from localchat.models.download import SourceFailed, download
+from localchat.models import store
 from localchat.models.fetch import FetchProgress, ensure
-from localchat.models.partial import Partial, Pin
-from localchat.models.progress import Meter
+from localchat.models.transfer import partial, ranges, tasks, transport
+from localchat.models.transfer.download import SourceFailed, download
+from localchat.models.transfer.partial import Partial, Pin
+from localchat.models.transfer.progress import Meter
 from tests.loopback_hub import Fault, LoopbackHub, running_hub
 from tests.models.conftest import FILE, REPO, Offer, asked_bytes, place
 

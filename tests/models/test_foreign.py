@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from localchat.errors import DamagedFile
-from localchat.models import foreign, store
-from localchat.models.foreign import Findings
-from localchat.models.foreign_places import known
-from localchat.models.importing import import_file
+from localchat.models import store
 from localchat.models.names import check_file, check_repo
+from localchat.models.upkeep import foreign
+from localchat.models.upkeep.foreign import Findings
+from localchat.models.upkeep.foreign_places import known
+from localchat.models.upkeep.importing import import_file
 from tests.models.conftest import make_gguf
 from tests.models.foreign_homes import COMMIT, hub_cache, ollama, put
 from tests.models.test_names import HOSTILE_FILES, HOSTILE_MEMBERS, HOSTILE_PARTS, HOSTILE_REPOS
@@ -42,7 +43,7 @@ def scan(home: Path, person: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def look(**variables: str) -> Findings:
         environment.clear()
         environment.update(variables)
-        monkeypatch.setattr("localchat.models.foreign.foreign_places.known", places)
+        monkeypatch.setattr("localchat.models.upkeep.foreign.foreign_places.known", places)
         return foreign.find()
 
     return look

@@ -12,11 +12,12 @@ import pytest
 
 from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError, NoSuchModel, UsageError
 from localchat.locks import FileLock
-from localchat.models import checking, copying, housekeeping, projectors, records, store
-from localchat.models.exporting import export
-from localchat.models.importing import Imported, import_file
+from localchat.models import records, store
 from localchat.models.names import check_file, check_part
-from localchat.models.placing import plain
+from localchat.models.upkeep import checking, copying, housekeeping, projectors
+from localchat.models.upkeep.exporting import export
+from localchat.models.upkeep.importing import Imported, import_file
+from localchat.models.upkeep.placing import plain
 from tests.models.conftest import FILE, REPO, Offer, forget, make_gguf, place
 from tests.models.foreign_homes import put
 from tests.models.test_names import HOSTILE_FILES, HOSTILE_MEMBERS, HOSTILE_PARTS, HOSTILE_REPOS
@@ -25,7 +26,7 @@ from tests.models.test_names import HOSTILE_FILES, HOSTILE_MEMBERS, HOSTILE_PART
 @pytest.fixture
 def folder(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A person's own folder, on the disk of the store; no other program is found."""
-    monkeypatch.setattr("localchat.models.foreign_places.known", lambda *_: [])
+    monkeypatch.setattr("localchat.models.upkeep.foreign_places.known", lambda *_: [])
     made = tmp_path / "Downloads"
     made.mkdir()
     return made

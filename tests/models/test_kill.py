@@ -24,7 +24,7 @@ from tests.models.conftest import FILE, REPO, Offer, asked_bytes, forget, hub_so
 
 FETCH = """
 import sys
-from localchat.models import ranges
+from localchat.models.transfer import ranges
 ranges.ONE_STREAM_BELOW, ranges.CHUNK = int(sys.argv[1]), int(sys.argv[2])
 from localchat.models.fetch import ensure
 ensure('tiny')

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from localchat.errors import Interrupted
-from localchat.models.journal import Journal, Unit
-from localchat.models.partial import Partial, Pin
-from localchat.models.spans import Spans
-from localchat.models.tasks import Tasks
+from localchat.models.transfer.journal import Journal, Unit
+from localchat.models.transfer.partial import Partial, Pin
+from localchat.models.transfer.spans import Spans
+from localchat.models.transfer.tasks import Tasks
 
 CONTENT = random.Random(7).randbytes(5_000_000)
 PIN = Pin(hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from localchat.errors import FetchError
-from localchat.models import store, transport
+from localchat.models import store
 from localchat.models.fetch import ensure
+from localchat.models.transfer import transport
 from tests.loopback_hub import LoopbackHub, running_hub
 from tests.models.conftest import FILE, REPO, Offer, place
 

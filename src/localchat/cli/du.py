@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from localchat.cli.progress import size
-from localchat.models.usage import Use, usage
+from localchat.models.upkeep.usage import Use, usage
 from localchat.safe_text import safe_json, safe_line
 
 

@@ -8,7 +8,7 @@ import click
 
 from localchat.cli.following import files, following
 from localchat.cli.progress import ProgressLine, size
-from localchat.models.exporting import export
+from localchat.models.upkeep.exporting import export
 from localchat.safe_text import safe_line
 
 

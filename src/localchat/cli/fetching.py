@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from localchat.cli.progress import ProgressLine, bar, seconds, size
 from localchat.errors import Interrupted
 from localchat.models.fetch import THIS_MACHINE, ensure
-from localchat.models.progress import FetchProgress
+from localchat.models.transfer.progress import FetchProgress
 
 
 def make_ready(name: str, progress: ProgressLine) -> None:

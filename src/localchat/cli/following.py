@@ -6,7 +6,7 @@ import sys
 
 from localchat.cli.progress import ProgressLine, seconds, size, write_aside
 from localchat.errors import Interrupted, UsageError
-from localchat.models.progress import FetchProgress, OnProgress
+from localchat.models.transfer.progress import FetchProgress, OnProgress
 
 
 def following(line: ProgressLine) -> OnProgress:

@@ -12,9 +12,10 @@ import msgspec
 from localchat.cli.following import ask, can_ask, files, following
 from localchat.cli.progress import ProgressLine, size
 from localchat.errors import Interrupted, LocalchatError, UsageError
-from localchat.models import foreign, records, store
-from localchat.models.foreign import Foreign
-from localchat.models.importing import Imported, import_file
+from localchat.models import records, store
+from localchat.models.upkeep import foreign
+from localchat.models.upkeep.foreign import Foreign
+from localchat.models.upkeep.importing import Imported, import_file
 from localchat.safe_text import safe_json, safe_line
 
 _HOW = {

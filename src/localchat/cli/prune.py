@@ -6,7 +6,7 @@ import click
 
 from localchat.cli.following import can_ask, confirmed
 from localchat.cli.progress import ProgressLine, size
-from localchat.models import housekeeping
+from localchat.models.upkeep import housekeeping
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 

@@ -11,9 +11,10 @@ from localchat.cli.following import confirmed, files
 from localchat.cli.progress import size, write_aside
 from localchat.client.local import LocalEngine
 from localchat.errors import LocalchatError, NoSuchModel, UsageError
-from localchat.models import housekeeping, store
+from localchat.models import store
 from localchat.models.catalogue import catalogue
-from localchat.models.housekeeping import Removal
+from localchat.models.upkeep import housekeeping
+from localchat.models.upkeep.housekeeping import Removal
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 

@@ -9,7 +9,7 @@ import msgspec
 
 from localchat.cli.progress import ProgressLine, size
 from localchat.errors import LocalchatError
-from localchat.models.details import Details, details
+from localchat.models.upkeep.details import Details, details
 from localchat.safe_text import safe_json, safe_line, safe_text
 
 

@@ -8,8 +8,8 @@ import msgspec
 from localchat.cli.following import following
 from localchat.cli.progress import ProgressLine, size
 from localchat.errors import DamagedFile
-from localchat.models import checking, housekeeping
-from localchat.models.checking import Checked
+from localchat.models.upkeep import checking, housekeeping
+from localchat.models.upkeep.checking import Checked
 from localchat.safe_text import safe_json, safe_line
 
 _WORDS = {

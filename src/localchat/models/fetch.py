@@ -15,10 +15,10 @@ from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatErro
 from localchat.locks import FileLock
 from localchat.models import gguf, records, store
 from localchat.models.catalogue import Entry, Quantization, catalogue
-from localchat.models.partial import disk_errors
-from localchat.models.progress import FetchProgress, Meter, OnProgress
 from localchat.models.records import Cancelled
 from localchat.models.store import ModelFile
+from localchat.models.transfer.partial import disk_errors
+from localchat.models.transfer.progress import FetchProgress, Meter, OnProgress
 from localchat.models.wanted import Wanted, in_order
 from localchat.paths import paths, private_folder
 from localchat.safe_text import safe_line

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from localchat import __version__
 from localchat.models.catalogue import Hub
-from localchat.models.download import SourceFailed, retrying
-from localchat.models.partial import Pin
-from localchat.models.progress import Meter
-from localchat.models.transport import Cancelled, Reply, host_of, request
+from localchat.models.transfer.download import SourceFailed, retrying
+from localchat.models.transfer.partial import Pin
+from localchat.models.transfer.progress import Meter
+from localchat.models.transfer.transport import Cancelled, Reply, host_of, request
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

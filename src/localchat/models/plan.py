@@ -320,7 +320,7 @@ def _endpoint() -> str:
 
 def _of_address(url: str, sha256: str | None) -> Plan:
     """The plan for a file at a plain web address, which promises nothing about it."""
-    from localchat.models.transport import TransportError, check_url
+    from localchat.models.transfer.transport import TransportError, check_url
 
     try:
         check_url(url)

@@ -11,10 +11,10 @@ from localchat.errors import DamagedFile, Interrupted
 from localchat.models import gguf, hub
 from localchat.models.about import About
 from localchat.models.catalogue import Hub
-from localchat.models.download import SourceFailed, retrying
-from localchat.models.progress import Meter
 from localchat.models.repos import RemoteFile, Repo
-from localchat.models.transport import Cancelled, Reply, TransportError, request
+from localchat.models.transfer.download import SourceFailed, retrying
+from localchat.models.transfer.progress import Meter
+from localchat.models.transfer.transport import Cancelled, Reply, TransportError, request
 
 _WINDOW = 128 << 10
 _MOST_READ = 8 << 20

@@ -11,11 +11,11 @@ import msgspec
 
 from localchat.models import hub, wheel
 from localchat.models.catalogue import Hub, Mirror, Source, Wheel
-from localchat.models.download import SourceFailed, download, retrying
 from localchat.models.hub import HubFile
-from localchat.models.partial import Partial, Pin
-from localchat.models.progress import Meter
-from localchat.models.transport import Cancelled, Reply, host_of, request
+from localchat.models.transfer.download import SourceFailed, download, retrying
+from localchat.models.transfer.partial import Partial, Pin
+from localchat.models.transfer.progress import Meter
+from localchat.models.transfer.transport import Cancelled, Reply, host_of, request
 from localchat.models.wanted import Wanted
 
 __all__ = ["SourceFailed", "brought", "label"]

@@ -22,10 +22,10 @@ from pathlib import Path
 
 from localchat.errors import Interrupted
 from localchat.models.catalogue import Wheel
-from localchat.models.download import SourceFailed
-from localchat.models.partial import Pin, check_room, disk_errors
-from localchat.models.progress import Meter
-from localchat.models.transport import Cancelled
+from localchat.models.transfer.download import SourceFailed
+from localchat.models.transfer.partial import Pin, check_room, disk_errors
+from localchat.models.transfer.progress import Meter
+from localchat.models.transfer.transport import Cancelled
 from localchat.safe_text import safe_line
 
 _STALL_S = 90.0

@@ -12,8 +12,9 @@ from localchat import __version__
 from localchat.cli.doctor.report import Finding
 from localchat.cli.progress import size
 from localchat.client.local import LocalEngine
-from localchat.models import housekeeping, records, store
+from localchat.models import records, store
 from localchat.models.catalogue import catalogue
+from localchat.models.upkeep import housekeeping
 from localchat.paths import paths
 from localchat.settings import load
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from localchat.cli.doctor.report import Finding
 from localchat.errors import Interrupted
 from localchat.models import hub
-from localchat.models.transport import TransportError, host_of, request
+from localchat.models.transfer.transport import TransportError, host_of, request
 
 _LIMIT_S = 3.0
 _ADVICE = "look at the connection and its proxy; without one, models come by `localchat import`"

@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import Mapping
 
 from localchat.errors import Interrupted
-from localchat.models import transport
-from localchat.models.partial import UNIT, Partial
-from localchat.models.progress import STOPPED, Meter
-from localchat.models.retries import TRIES, Explain, Patience, Retry, SourceFailed, notice, refusal
-from localchat.models.tasks import Task, Tasks
-from localchat.models.transport import STALL_BYTES, Cancelled, Reply, Session, TransportError, request
+from localchat.models.transfer import transport
+from localchat.models.transfer.partial import UNIT, Partial
+from localchat.models.transfer.progress import STOPPED, Meter
+from localchat.models.transfer.retries import TRIES, Explain, Patience, Retry, SourceFailed, notice, refusal
+from localchat.models.transfer.tasks import Task, Tasks
+from localchat.models.transfer.transport import STALL_BYTES, Cancelled, Reply, Session, TransportError, request
 
 CONNECTIONS = 8
 CHUNK = 16 << 20

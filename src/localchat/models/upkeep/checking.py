@@ -15,12 +15,13 @@ from typing import Literal
 import msgspec
 
 from localchat.errors import DamagedFile, NoSuchModel
-from localchat.models import gguf, projectors, records, store
+from localchat.models import gguf, records, store
 from localchat.models.catalogue import Quantization, catalogue
 from localchat.models.names import split_siblings
-from localchat.models.progress import Meter, OnProgress
 from localchat.models.records import Cancelled
 from localchat.models.store import ModelFile
+from localchat.models.transfer.progress import Meter, OnProgress
+from localchat.models.upkeep import projectors
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from localchat.models import housekeeping, projectors, store
+from localchat.models import store
+from localchat.models.upkeep import housekeeping, projectors
 from localchat.paths import paths
 
 

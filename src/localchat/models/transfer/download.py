@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from localchat.errors import Interrupted
-from localchat.models.partial import Partial
-from localchat.models.progress import STOPPED, Meter
-from localchat.models.ranges import OneStream, Transfer
-from localchat.models.retries import Explain, SourceFailed, retry_after, retrying
-from localchat.models.transport import Cancelled
+from localchat.models.transfer.partial import Partial
+from localchat.models.transfer.progress import STOPPED, Meter
+from localchat.models.transfer.ranges import OneStream, Transfer
+from localchat.models.transfer.retries import Explain, SourceFailed, retry_after, retrying
+from localchat.models.transfer.transport import Cancelled
 
 __all__ = ["Explain", "SourceFailed", "download", "retry_after", "retrying"]
 

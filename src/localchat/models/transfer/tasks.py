@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from localchat.models.spans import Span
-from localchat.models.transport import STALL_BYTES
+from localchat.models.transfer.spans import Span
+from localchat.models.transfer.transport import STALL_BYTES
 
 _WORTH_SPLITTING = 2 << 20
 """Bytes of a range whose second half another connection may take."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from localchat.models.sparse_file import SparseFile
+from localchat.models.transfer.sparse_file import SparseFile
 
 _STEP = 1 << 20
 

@@ -20,9 +20,10 @@ from typing import Literal
 
 from localchat.errors import LocalchatError, UsageError
 from localchat.locks import FileLock
-from localchat.models import projectors, records, store
+from localchat.models import records, store
 from localchat.models.catalogue import Hub
 from localchat.models.store import ModelFile
+from localchat.models.upkeep import projectors
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 

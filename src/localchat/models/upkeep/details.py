@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 
 from localchat.errors import LocalchatError, NoSuchModel
-from localchat.models import gguf, known_templates, projectors, records, store
+from localchat.models import gguf, records, store
 from localchat.models.catalogue import Entry, Quantization, catalogue
 from localchat.models.gguf import Header
 from localchat.models.store import ModelFile
+from localchat.models.upkeep import known_templates, projectors
 from localchat.paths import paths
 from localchat.protocol import Sampling
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import msgspec
 
 from localchat.errors import UsageError
-from localchat.models import copying, projectors, records, store
-from localchat.models.importing import COPYING, HASHING
-from localchat.models.progress import Meter, OnProgress
+from localchat.models import records, store
 from localchat.models.records import Cancelled, Record
 from localchat.models.store import ModelFile
+from localchat.models.transfer.progress import Meter, OnProgress
+from localchat.models.upkeep import copying, projectors
+from localchat.models.upkeep.importing import COPYING, HASHING
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 

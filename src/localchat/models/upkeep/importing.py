@@ -15,14 +15,15 @@ from pathlib import Path
 
 from localchat.errors import DamagedFile, FetchError, LocalchatError, NoSuchModel, UsageError
 from localchat.locks import FileLock
-from localchat.models import copying, foreign, gguf, placing, projectors, records, store
-from localchat.models.copying import How
-from localchat.models.foreign import Foreign
+from localchat.models import gguf, records, store
 from localchat.models.names import check_file, check_repo, is_projector
-from localchat.models.placing import File
-from localchat.models.progress import Meter, OnProgress
 from localchat.models.records import Cancelled
 from localchat.models.store import ModelFile
+from localchat.models.transfer.progress import Meter, OnProgress
+from localchat.models.upkeep import copying, foreign, placing, projectors
+from localchat.models.upkeep.copying import How
+from localchat.models.upkeep.foreign import Foreign
+from localchat.models.upkeep.placing import File
 from localchat.paths import paths, private_folder
 from localchat.safe_text import safe_line
 

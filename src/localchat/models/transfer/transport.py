@@ -22,7 +22,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from localchat.errors import Interrupted
-from localchat.models.progress import STOPPED
+from localchat.models.transfer.progress import STOPPED
 from localchat.safe_text import safe_line
 
 CONNECT_S = 5.0

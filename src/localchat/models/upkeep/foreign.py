@@ -16,8 +16,9 @@ from pathlib import Path
 import msgspec
 
 from localchat.errors import LocalchatError
-from localchat.models import foreign_places, gguf, projectors
+from localchat.models import gguf
 from localchat.models.names import RefusedName, check_repo, is_projector, split_siblings
+from localchat.models.upkeep import foreign_places, projectors
 
 _MOST_ENTRIES = 50_000
 """Folder entries that are looked at for one program; more are no model cache, or one made to keep us busy."""

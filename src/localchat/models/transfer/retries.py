@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from localchat.errors import Interrupted
-from localchat.models.progress import STOPPED, Meter
-from localchat.models.transport import Cancelled, Reply, TransportError
+from localchat.models.transfer.progress import STOPPED, Meter
+from localchat.models.transfer.transport import Cancelled, Reply, TransportError
 
 TRIES = 4
 """Attempts in a row that bring nothing new before a source is given up."""

@@ -14,11 +14,12 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from localchat.errors import UsageError
-from localchat.models import projectors, records, store
+from localchat.models import records, store
 from localchat.models.catalogue import Entry, Quantization, catalogue
-from localchat.models.foreign import Foreign
 from localchat.models.gguf import Header
 from localchat.models.names import RefusedName, check_part, check_repo, is_projector, split_siblings
+from localchat.models.upkeep import projectors
+from localchat.models.upkeep.foreign import Foreign
 from localchat.paths import paths
 
 _LONGEST_STEM = 150

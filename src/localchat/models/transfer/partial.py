@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from localchat.errors import FetchError, Interrupted
-from localchat.models.front_hash import FrontHash
-from localchat.models.journal import Journal, Unit
-from localchat.models.progress import STOPPED
-from localchat.models.spans import Span, Spans
-from localchat.models.sparse_file import SparseFile
+from localchat.models.transfer.front_hash import FrontHash
+from localchat.models.transfer.journal import Journal, Unit
+from localchat.models.transfer.progress import STOPPED
+from localchat.models.transfer.spans import Span, Spans
+from localchat.models.transfer.sparse_file import SparseFile
 from localchat.safe_text import safe_line
 
 if TYPE_CHECKING:
