@@ -30,6 +30,8 @@ class Rate(msgspec.Struct, frozen=True):
     """The same in one that the caches hold."""
     prefill: float
     """Multiply-adds a second, a whole micro-batch of tokens at a time."""
+    row_seconds: float = 0.0
+    """What each row of a matrix costs a token beyond its bytes: in a narrow matrix, about as much as those."""
 
 
 class Attention(msgspec.Struct, frozen=True):
@@ -49,7 +51,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What each layer costs a token beyond its matrices: many small steps, at each of which the threads meet."""
     cached_bytes: int
     streamed_bytes: int
-    """The sizes at which `Rate.cached` and `Rate.decode` were measured."""
+    """The sizes at which `Rate.cached` and `Rate.decode` were measured, in rows of `columns` values."""
+    columns: int = 2048
     rates: dict[str, Rate]
     """By tensor type."""
     attention: dict[int, Attention]

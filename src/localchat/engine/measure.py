@@ -48,11 +48,14 @@ TYPES: dict[str, tuple[int, int, int]] = {
 
 _CPU_DEVICE = 0  # enum ggml_backend_dev_type
 _F32, _F16 = 0, 1
+# Between its products a layer of llama.cpp does more than `layer_seconds` measures: it turns, stores and attends.
+_LAYER_STEPS = 2.0
 # A matrix of a model with some billions of parameters.
 _COLUMNS, _ROWS = 2048, 4096
+_NARROW = 512  # the width of a small one, in whose rows there is little to do
 _MICRO_BATCH = 512
 _CACHED_BYTES, _STREAMED_BYTES = 24 << 20, 512 << 20
-_NARROW_ROWS = 512  # where caches or a whole micro-batch are measured
+_FEW_ROWS = 512  # where caches or a whole micro-batch are measured
 _HEADS, _ATTENDED = (64, 128, 256), 1024
 _OWN = 0.85  # the share of the processors below which others compute as well
 _READERS = 3  # threads that together read about as fast as a usual machine's memory allows
@@ -131,10 +134,12 @@ class Bench:
                     return candidate
         return None
 
-    def products(self, name: str, buffer_type: Any, size: int, rows: int, batch: int) -> tuple[float, int, int]:
+    def products(
+        self, name: str, buffer_type: Any, size: int, rows: int, batch: int, columns: int = _COLUMNS
+    ) -> tuple[float, int, int]:
         """Seconds for matrix products with `size` bytes of weights, one after the other; the bytes and matrices."""
         kind, block, block_bytes = TYPES[name]
-        each = _COLUMNS // block * block_bytes * rows
+        each = columns // block * block_bytes * rows
         alignment = library().ggml_backend_buft_get_alignment(buffer_type)
         step = -(-each // alignment) * alignment
         count = max(1, min(size // step, _GRAPH_NODES // 2))
@@ -144,12 +149,12 @@ class Bench:
         with descriptions() as weights:
             matrices = []
             for index in range(count):
-                matrix = ggml.ggml_new_tensor_2d(weights, kind, _COLUMNS, rows)
+                matrix = ggml.ggml_new_tensor_2d(weights, kind, columns, rows)
                 ggml.ggml_backend_tensor_alloc(buffer, matrix, base + index * step)
                 matrices.append(matrix)
 
             def build(context: Any) -> list[Any]:
-                values = ggml.ggml_new_tensor_2d(context, _F32, _COLUMNS, batch)
+                values = ggml.ggml_new_tensor_2d(context, _F32, columns, batch)
                 return [ggml.ggml_mul_mat(context, matrix, values) for matrix in matrices]
 
             return self._seconds(build), each * count, count
@@ -187,7 +192,7 @@ class Bench:
                     values = ggml.ggml_add(context, values, values)
             return [values]
 
-        return self._seconds(build) / layers
+        return _LAYER_STEPS * self._seconds(build) / layers
 
     def _compute(self, graph: Any) -> float:
         """Seconds for one computation; of a single thread, those in which it had a processor."""
@@ -241,6 +246,7 @@ def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[
             layer_seconds=layer,
             cached_bytes=_CACHED_BYTES,
             streamed_bytes=bench.streamed_bytes,
+            columns=_COLUMNS,
             rates=rates,
             attention=attention,
         )
@@ -252,7 +258,7 @@ def _is_busy(device: Any, threads: int) -> bool:
     """Whether others compute as well: threads never sleep while they compute, so what they lack, others had."""
     bench = Bench(device, threads, 0)
     try:
-        bench.products("F16", bench.buffer_type(TYPES["F16"][0]), _CACHED_BYTES, _NARROW_ROWS, 8)
+        bench.products("F16", bench.buffer_type(TYPES["F16"][0]), _CACHED_BYTES, _FEW_ROWS, 8)
         return bench.had < _OWN * threads * bench.spent
     finally:
         bench.close()
@@ -265,7 +271,9 @@ def _scaled(one: Figures, threads: int) -> Figures:
         one,
         bandwidth=one.bandwidth * reading,
         rates={
-            name: Rate(rate.decode * reading, rate.cached * computing, rate.prefill * computing)
+            name: Rate(
+                rate.decode * reading, rate.cached * computing, rate.prefill * computing, rate.row_seconds / computing
+            )
             for name, rate in one.rates.items()
         },
         attention={
@@ -278,12 +286,17 @@ def _scaled(one: Figures, threads: int) -> Figures:
 def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Rate:
     """All figures of one tensor type."""
     streamed, streamed_bytes, _ = bench.products(name, buffer_type, bench.streamed_bytes, _ROWS, 1)
-    cached, cached_bytes, _ = bench.products(name, buffer_type, _CACHED_BYTES, _NARROW_ROWS, 1)
-    seconds, _, count = bench.products(name, buffer_type, 1, _NARROW_ROWS, _MICRO_BATCH)
+    cached, cached_bytes, cached_count = bench.products(name, buffer_type, _CACHED_BYTES, _FEW_ROWS, 1)
+    narrow, _, narrow_count = bench.products(name, buffer_type, _CACHED_BYTES // 2, 2 * _FEW_ROWS, 1, _NARROW)
+    seconds, _, count = bench.products(name, buffer_type, 1, _FEW_ROWS, _MICRO_BATCH)
+    # A row takes a fixed time and one for its values; two widths tell them apart.
+    wide_row, narrow_row = cached / (cached_count * _FEW_ROWS), narrow / (narrow_count * 2 * _FEW_ROWS)
+    row = narrow_row - (wide_row - narrow_row) / (_COLUMNS - _NARROW) * _NARROW
     return Rate(
         decode=streamed_bytes / streamed,
         cached=cached_bytes / cached,
-        prefill=count * _COLUMNS * _NARROW_ROWS * _MICRO_BATCH / seconds,
+        prefill=count * _COLUMNS * _FEW_ROWS * _MICRO_BATCH / seconds,
+        row_seconds=min(max(0.0, row), narrow_row),
     )
 
 

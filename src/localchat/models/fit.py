@@ -138,14 +138,16 @@ def _token_seconds(shape: Shape, weights: Weights, figures: Figures, context: in
     for name, head_bytes in _head(weights).items():
         read[name] = read.get(name, 0.0) + head_bytes
     resident = sum(sum(sizes.values()) for sizes in weights.values())
-    # Between the sizes that were measured the speed goes over by degrees, as the caches hold less and less of it.
-    span = math.log(max(2.0, figures.streamed_bytes / figures.cached_bytes))
-    cached = min(1.0, max(0.0, math.log(figures.streamed_bytes / max(1, resident)) / span))
+    # Each token goes through all weights in the same order: of what is larger than the caches, they soon hold nothing.
+    cached = min(1.0, max(0.0, 2 - resident / figures.cached_bytes))
     seconds = shape.layers * figures.layer_seconds
     for name, size in read.items():
         rate = figures.rates.get(name)
         if rate:
             seconds += size * (cached / rate.cached + (1 - cached) / rate.decode)
+            # Narrower rows than those measured are more of them.
+            rows = values_of(name, int(size)) * (_per_row(shape) - 1 / figures.columns)
+            seconds += max(0.0, rows) * rate.row_seconds
         elif size > _NEGLIGIBLE * resident:
             return None
     seen = sum(min(context, layer.window or context) for layer in shape.memory_layers if layer.kv)
@@ -171,6 +173,13 @@ def _reading_seconds(shape: Shape, weights: Weights, figures: Figures, context: 
     if attention := _attention(shape, figures):
         seconds += seen * _attention_width(shape) / attention.prefill
     return seconds
+
+
+def _per_row(shape: Shape) -> float:
+    """Rows for each value of a layer's matrices: most are as wide as the model, a quarter as its inner part."""
+    if not shape.feed_forward or shape.experts_used:
+        return 1 / shape.embedding
+    return 0.75 / shape.embedding + 0.25 / shape.feed_forward
 
 
 def _attention_width(shape: Shape) -> int:
