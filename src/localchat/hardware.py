@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,13 @@ from typing import Literal
 import msgspec
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+_RUNTIME_BYTES = 512 << 20
+"""What is left to a GPU's runtime on top of the buffers that llama.cpp asks for beforehand; it aborts the process where
+it finds no room in the middle of a computation (for the work space of a large matrix product, say)."""
+
+_COMPUTE_BYTES = 256 << 20
+"""The compute buffers of each device beyond the first, whose own are part of what is fitted."""
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -98,3 +106,16 @@ def _system_memory() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def room_on(chosen: Sequence[Device]) -> int:
+    """Bytes that a model's weights, cache and compute buffers may take on all of `chosen` together.
+
+    Something is left to each device's own runtime; the machine's memory, where devices share it, is counted once.
+    """
+    rooms = {device.name: max(0, device.free - min(_RUNTIME_BYTES, device.total // 8)) for device in chosen}
+    own = sum(rooms[device.name] for device in chosen if not device.unified)
+    shared = sum(rooms[device.name] for device in chosen if device.unified)
+    if shared:
+        shared = min(shared, available_memory())
+    return max(0, own + shared - _COMPUTE_BYTES * (len(chosen) - 1))

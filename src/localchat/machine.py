@@ -12,6 +12,7 @@ import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -20,42 +21,45 @@ from localchat.hardware import usable_cores
 from localchat.paths import paths, write_private
 from localchat.settings import settings
 
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+
 
 class Rate(msgspec.Struct, frozen=True):
     """How fast matrices of one tensor type are computed with."""
 
-    decode: float
+    decode: PositiveFloat
     """Bytes of weights a second, one token at a time, in a matrix much larger than the caches."""
-    cached: float
+    cached: PositiveFloat
     """The same in one that the caches hold."""
-    prefill: float
+    prefill: PositiveFloat
     """Multiply-adds a second, a whole micro-batch of tokens at a time."""
-    row_seconds: float = 0.0
+    row_seconds: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """What each row of a matrix costs a token beyond its bytes: in a narrow matrix, about as much as those."""
 
 
 class Attention(msgspec.Struct, frozen=True):
     """Multiply-adds a second of attention to a 16-bit KV cache: one token at a time, and a micro-batch."""
 
-    decode: float
-    prefill: float
+    decode: PositiveFloat
+    prefill: PositiveFloat
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """How fast one device computes; `name` is llama.cpp's ("CPU", "CUDA0")."""
 
     name: str
-    bandwidth: float
+    bandwidth: PositiveFloat
     """Bytes a second that it reads from its memory."""
-    layer_seconds: float
+    layer_seconds: PositiveFloat
     """What each layer costs a token beyond its matrices: many small steps, at each of which the threads meet."""
-    cached_bytes: int
-    streamed_bytes: int
+    cached_bytes: PositiveInt
+    streamed_bytes: PositiveInt
     """The sizes at which `Rate.cached` and `Rate.decode` were measured, in rows of `columns` values."""
-    columns: int = 2048
+    columns: PositiveInt = 2048
     rates: dict[str, Rate]
     """By tensor type."""
-    attention: dict[int, Attention]
+    attention: dict[PositiveInt, Attention]
     """By the size of a head: kernels are slow with sizes that they were not made for."""
 
 
@@ -94,7 +98,7 @@ def load() -> Machine | None:
     """What was measured; None where nothing was, or where engine, processor or threads are others by now."""
     try:
         machine = msgspec.json.decode(_file().read_bytes(), type=Machine)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     same = (machine.engine, machine.cpu, machine.threads) == (engine_stamp(), cpu_name(), compute_threads())
     return machine if same else None

@@ -76,7 +76,7 @@ def paths() -> Paths:
     """The places of this process, from `LOCALCHAT_HOME` or the platform's conventions."""
     home = os.environ.get("LOCALCHAT_HOME")
     if home:
-        root = Path(home).expanduser().absolute()
+        root = Path(os.path.abspath(Path(home).expanduser()))  # noqa: PTH100  (without "..", so that paths compare)
         return Paths(config=root, data=root, state=root, runtime=_runtime_for(root / "run", str(root)))
     from platformdirs import PlatformDirs
 

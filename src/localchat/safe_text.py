@@ -35,6 +35,28 @@ def safe_text(text: str) -> str:
     return text.translate(_TABLE)
 
 
+def json_text(value: object) -> str:
+    """`value` as a JSON document that is safe to print. Bytes of file names that are no text become visible marks."""
+    import msgspec
+
+    try:
+        document = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        document = msgspec.json.encode(_encodable(msgspec.to_builtins(value)))
+    return safe_json(document)
+
+
+def _encodable(value: object) -> object:
+    """`value` with lone surrogates replaced: Python puts them where a file name is not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(one) for one in value]
+    return value
+
+
 def safe_json(document: bytes) -> str:
     """A JSON document with those characters escaped inside its strings: as safe to print, and no value is changed."""
     text = document.decode()

@@ -64,8 +64,9 @@ def settings() -> Settings:
 
 
 def is_offline() -> bool:
-    """Whether the person forbade every network connection."""
-    return os.environ.get("LOCALCHAT_OFFLINE", "") not in ("", "0") or settings().offline
+    """Whether the person forbade every network connection; what the environment says wins over the settings."""
+    said = os.environ.get("LOCALCHAT_OFFLINE", "")
+    return said != "0" if said else settings().offline
 
 
 def load(file: Path) -> Settings:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from localchat import hardware
 from localchat.engine import devices as devices_module
 from localchat.engine import llama
 from localchat.engine.offload import Weights
@@ -76,7 +77,7 @@ class FakeGpu:
         """Put the card into this process."""
         device = FakeDevice("CUDA0", description="A card")
         # Nothing of a card this small is left to its runtime.
-        patch.setattr(devices_module, "_RUNTIME_BYTES", 0)
+        patch.setattr(hardware, "_RUNTIME_BYTES", 0)
         install(patch, device)
         tell = devices_module._ggml().ggml_backend_dev_memory
 

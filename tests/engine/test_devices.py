@@ -10,9 +10,10 @@ import sys
 import msgspec
 import pytest
 
+from localchat import hardware
 from localchat.engine import devices as devices_module
-from localchat.engine.devices import devices, handles, room_on
-from localchat.hardware import EngineBuild
+from localchat.engine.devices import devices, handles
+from localchat.hardware import EngineBuild, room_on
 from tests.engine.fake_gpu import ACCEL, CPU, GPU, INTEGRATED, META, FakeDevice, install
 
 GIB = 1 << 30
@@ -27,6 +28,7 @@ def names() -> list[str]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 6 GiB available."""
     monkeypatch.setattr(devices_module, "available_memory", lambda: 6 * GIB)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 6 * GIB)
 
 
 def test_only_devices_that_hold_layers_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -434,7 +434,7 @@ def test_a_full_disk_is_one_sentence(
     offer(bigger)
     usage = shutil.disk_usage(home)
     monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage._replace(free=60_000_000))
-    with pytest.raises(FetchError, match=r"is full \(71 MB are needed and 60 MB are free\)") as failed:
+    with pytest.raises(FetchError, match=r"is full \(4 MB and 67 MB to spare are needed, 60 MB are free\)") as failed:
         ensure("tiny")
     assert failed.value.exit_code == 4 and not hub.asked("GET")
     monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)

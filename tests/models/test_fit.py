@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -69,7 +70,12 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("name", SHAPES)
+def all_but_slow(names: Iterable[str], quick: set[str]) -> list[object]:
+    """Each name as a parameter; a real engine takes seconds for each, so most of them are for the slow run."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", all_but_slow(SHAPES, {"qwen3-4b", "gemma3-4b", "gpt-oss-20b", "llama-8b"}))
 def test_compute_buffers_are_those_of_the_engine(name: str, tmp_path: Path) -> None:
     path = real.write_sparse(tmp_path / "sparse.gguf", SHAPES[name])
     shape = of_header(read_header(path))
@@ -82,7 +88,10 @@ def test_compute_buffers_are_those_of_the_engine(name: str, tmp_path: Path) -> N
 HYBRID = {"qwen3.5-2b": real.QWEN35_2B}
 
 
-@pytest.mark.parametrize("name", ["r1-1.5b", "qwen3-4b", "gemma2-2b", "gemma3-4b", "qwen3.5-2b"])
+LOADED = ["r1-1.5b", "qwen3-4b", "gemma2-2b", "gemma3-4b", "qwen3.5-2b"]
+
+
+@pytest.mark.parametrize("name", all_but_slow(LOADED, {"r1-1.5b", "gemma3-4b", "qwen3.5-2b"}))
 def test_all_memory_is_that_of_a_real_load(name: str, tmp_path: Path) -> None:
     path = real.write_sparse(tmp_path / "sparse.gguf", {**SHAPES, **HYBRID}[name].smaller())
     header = read_header(path)

@@ -111,7 +111,7 @@ def test_kills_in_one_stream(home: Path, hub: LoopbackHub, medium: bytes, offer:
 
 
 def test_kills_while_several_connections_write(home: Path, hub: LoopbackHub, medium: bytes, offer: Offer) -> None:
-    rounds(home, hub, medium, offer, 14, one_stream_below=2 << 20)
+    rounds(home, hub, medium, offer, 9, one_stream_below=2 << 20)
 
 
 @pytest.mark.slow

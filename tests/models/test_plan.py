@@ -76,7 +76,6 @@ def test_offers_group_parts_and_leave_out_what_is_no_model() -> None:
         "Q4_K_M": ["m-Q4_K_M.gguf"],
         "Q8_0": ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf"],
         "BF16": ["BF16/m-00001-of-00001.gguf"],
-        "?": ["../up.gguf"],
     }
 
 
@@ -87,7 +86,7 @@ def test_the_quantization_that_is_asked_for(home: Path, hub: LoopbackHub) -> Non
     assert [str(file.place) for file in made.files] == ["o/r/m-Q8_0.gguf"]
     with pytest.raises(NoSuchModel, match="no quantization Q2_K: it has Q4_K_M, Q8_0"):
         plan.of_repo(repo, circumstances(), label="Q2_K")
-    with pytest.raises(NoSuchModel, match=r"no file x\.gguf: it has Q4_K_M, Q8_0"):
+    with pytest.raises(NoSuchModel, match=r"no model x\.gguf: it has m-Q4_K_M\.gguf, m-Q8_0\.gguf"):
         plan.of_repo(repo, circumstances(), file="x.gguf")
 
 
@@ -159,8 +158,17 @@ def test_names_that_mean_nothing(home: Path) -> None:
         plan.make("smollm2-135", circumstances())
     with pytest.raises(NoSuchModel, match=r'no quantization "q9": choose from q4_1'):
         plan.make("smollm2-135m:q9", circumstances())
-    with pytest.raises(UsageError, match="localchat import"):
+    with pytest.raises(NoSuchModel, match=r'no file "file\.gguf"'):
         plan.make("file.gguf", circumstances())
+    file = home / "file.gguf"
+    file.touch()
+    with pytest.raises(UsageError, match="localchat import"):
+        plan.make(str(file), circumstances())
+
+
+def test_two_models_of_one_quantization_go_by_their_files() -> None:
+    several = repo_with("a-Q8_0.gguf", "b-Q8_0.gguf")
+    assert plan.of_repo(several, circumstances(), file="b-Q8_0.gguf").name == "o/r/b-Q8_0.gguf"
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,32 @@ def test_search_shows_what_would_fit(measured: Path, hub: LoopbackHub, talk: byt
     assert "no GGUF model that matches" in run_cli("models", "--search", "zzz", home=measured).stdout
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(measured: Path) -> None:
+    for command in (("models", "--search", "x"), ("pull", REPO)):
+        done = run_cli(*command, home=measured, env={"HF_ENDPOINT": "http://127.0.0.1:1"})
+        assert (done.returncode, done.stdout) == (4, "") and "cannot be reached" in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_of_several_names_a_wrong_one_is_found_first(measured: Path, hub: LoopbackHub, talk: bytes) -> None:
+    hub.add(REPO, "talk-Q8_0.gguf", talk)
+    done = run_cli("pull", REPO, "nonsense", home=measured)
+    assert done.returncode == 3 and not list(measured.rglob("*.gguf*"))
+    done = run_cli("pull", REPO, "--json", home=measured)
+    assert json.loads(done.stdout)[0]["installed"]
+
+
+def test_a_damaged_file_is_fetched_again(measured: Path, hub: LoopbackHub, talk: bytes) -> None:
+    hub.add(REPO, "talk-Q8_0.gguf", talk)
+    assert run_cli("pull", REPO, home=measured).returncode == 0
+    assert "was here already" in run_cli("pull", REPO, home=measured).stderr
+    (place,) = measured.rglob("talk-Q8_0.gguf")
+    place.write_bytes(talk[:-1] + b"x")
+    done = run_cli("pull", REPO, home=measured)
+    assert done.returncode == 0 and "is damaged" in done.stderr and "was here already" not in done.stderr
+    assert place.read_bytes() == talk
+
+
 def test_the_header_of_a_remote_file_costs_a_part_of_it(home: Path, hub: LoopbackHub, starter: Path) -> None:
     content = starter.read_bytes()
     hub.add(REPO, "starter-Q4_1.gguf", content)

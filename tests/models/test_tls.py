@@ -17,6 +17,7 @@ import pytest
 from localchat.errors import FetchError
 from localchat.models import store
 from localchat.models.fetch import ensure
+from localchat.models.transfer import connection as connection_module
 from localchat.models.transfer import transport
 from tests.loopback_hub import LoopbackHub, running_hub
 from tests.models.conftest import FILE, REPO, Offer, place
@@ -67,7 +68,7 @@ Secure = Callable[[ssl.SSLContext], LoopbackHub]
 def secure(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Secure]:
     """Runs a hub over https that takes the place of the real one."""
     running: list[object] = []
-    transport._certificates.cache_clear()
+    connection_module._certificates.cache_clear()
 
     def run(context: ssl.SSLContext) -> LoopbackHub:
         manager = running_hub(context)
@@ -79,7 +80,7 @@ def secure(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Secure
     yield run
     for manager in running:
         manager.__exit__(None, None, None)
-    transport._certificates.cache_clear()
+    connection_module._certificates.cache_clear()
 
 
 @pytest.mark.usefixtures("ranged")

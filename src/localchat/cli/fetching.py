@@ -13,12 +13,14 @@ from localchat.models.transfer.progress import FetchProgress
 
 def make_ready(name: str, progress: ProgressLine) -> None:
     """Have what `name` ("": the starter) means here and verified, with progress on stderr. Raises as `ensure` does."""
-    begun = bool(name)
+    begun = False
 
     def on_progress(state: FetchProgress) -> None:
         nonlocal begun
         if not begun and state.source != THIS_MACHINE:
-            progress.note("no model is here yet: fetching the starter, once")
+            amount = f" ({size(state.total)})" if state.total else ""
+            what = f"{name} is not here yet: fetching it" if name else "no model is here yet: fetching the starter"
+            progress.note(f"{what}, once{amount}")
             begun = True
         if state.notice:
             progress.note(state.notice)

@@ -36,7 +36,11 @@ def can_ask() -> bool:
 def ask(question: str) -> str:
     """Ask the person; the answer, lower case. Raises `Interrupted` where there is none."""
     write_aside(question)
-    answer = sys.stdin.readline()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        write_aside("\n")
+        raise
     if not answer:
         write_aside("\n")
         raise Interrupted("no answer: nothing was changed")

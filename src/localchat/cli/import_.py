@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from localchat.cli.following import ask, can_ask, files, following
 from localchat.cli.progress import ProgressLine, size
@@ -16,7 +15,7 @@ from localchat.models import records, store
 from localchat.models.upkeep import foreign
 from localchat.models.upkeep.foreign import Foreign
 from localchat.models.upkeep.importing import Imported, import_file
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 _HOW = {
     "linked": "linked: it takes no extra room",
@@ -71,7 +70,7 @@ def _scan(line: ProgressLine, copy: bool, yes: bool, as_json: bool) -> int:
     here = _known(found.models)
     if as_json:
         line.clear()
-        print(safe_json(msgspec.json.encode([_row(model, here.get(model.identity)) for model in found.models])))
+        print(json_text([_row(model, here.get(model.identity)) for model in found.models]))
     for notice in [*found.notices, *found.unsound[:_MOST_UNSOUND]]:
         line.note(notice)
     if len(found.unsound) > _MOST_UNSOUND:

@@ -16,7 +16,7 @@ from localchat.models import overview
 from localchat.models.assess import Circumstances
 from localchat.models.overview import Row
 from localchat.paths import paths
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 _SEARCHED = 20
 
@@ -40,9 +40,7 @@ def command(every: bool, words: str | None, context: int | None, as_json: bool) 
     else:
         rows = overview.rows(circumstances, every_quantization=every)
     if as_json:
-        import msgspec
-
-        print(safe_json(msgspec.json.encode(rows)))
+        print(json_text(rows))
         return
     if words is not None and not rows:
         print(f"The hub has no GGUF model that matches {safe_line(words)!r}.")
@@ -66,7 +64,8 @@ def _state(row: Row) -> str:
     if row.installed:
         return "here" if row.verified else "here, not verified yet"
     if row.downloads is not None:
-        return f"{row.downloads:,} downloads" + (", gated" if row.gated else "")
+        downloads = f"{row.downloads:,} download" + ("" if row.downloads == 1 else "s")
+        return downloads + (", gated" if row.gated else "")
     return ""
 
 
@@ -74,7 +73,8 @@ _ON_GPU = "ON GPU"
 
 # Header, cell, and how soon the column gives way where the terminal is narrow (0: never).
 _COLUMNS: tuple[tuple[str, Callable[[Row], str], int], ...] = (
-    ("MODEL", lambda row: ("* " if row.recommended else "  ") + row.name, 0),
+    ("", lambda row: "*" if row.recommended else "", 0),
+    ("MODEL", lambda row: row.name, 0),
     ("QUANT", lambda row: row.quantization or "?", 1),
     ("SIZE", lambda row: in_words(row.size) if row.size else "?", 0),
     ("CONTEXT", lambda row: f"{row.trained:,}" if row.trained else "?", 4),

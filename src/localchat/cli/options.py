@@ -113,8 +113,12 @@ def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:
 def model_name(name: str, folder: Path | None = None) -> str:
     """A model name as the host can use it: a path is made absolute, since the host runs in a folder of its own.
 
-    A relative path is meant from `folder`, or from where the person is.
+    A relative path is meant from `folder`, or from where the person is. Raises `UsageError` for a name that is no text.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{safe_line(name)} is a name that is no UTF-8 text: rename the file") from None
     if not name.lower().endswith(".gguf") and not name.startswith((".", "~", "/")):
         return name
     path = ((folder or Path()) / Path(name).expanduser()).absolute()

@@ -33,9 +33,14 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def _is_watched() -> bool:
+    """Whether stderr is a terminal on which a line can be overwritten."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def bar(share: float) -> str:
     """A bar for a person who watches, and nothing where nobody does."""
-    if not sys.stderr.isatty():
+    if not _is_watched():
         return ""
     done = round(_BAR * min(1.0, max(0.0, share)))
     full, empty = ("━", "─") if "utf" in (sys.stderr.encoding or "").lower() else ("#", ".")
@@ -65,7 +70,7 @@ class ProgressLine:
     """A line that is overwritten in place on a terminal. Elsewhere, only `note` writes, and a download now and then."""
 
     def __init__(self) -> None:
-        self._is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_terminal = _is_watched()
         self._shown = False
         self._due = 0.0
 

@@ -16,10 +16,10 @@ from localchat.machine import Machine
 from localchat.models import plan as plans
 from localchat.models import sources, store
 from localchat.models.assess import Circumstances
-from localchat.models.fetch import FetchProgress, fetch_files
+from localchat.models.fetch import THIS_MACHINE, FetchProgress, fetch_files
 from localchat.models.plan import Plan
 from localchat.paths import paths
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,11 +40,12 @@ def command(
     """
     if sha256 is not None:
         sha256 = _hash(sha256, names)
-    shown = []
     with ProgressLine() as progress:
-        for name in names:
-            plan = _plan(name, context, sha256, progress)
-            shown.append(_as_json(plan))
+        # What is misspelt or does not fit is found before the first of them is fetched.
+        planned = [_plan(name, context, sha256, progress) for name in names]
+        for plan in () if dry_run or force else planned:
+            plan.check_fit()
+        for plan in planned:
             if dry_run:
                 if not as_json:
                     print("\n  ".join(safe_line(line) for line in _described(plan)))
@@ -52,13 +53,9 @@ def command(
             first, *rest = _described(plan)
             progress.note(first)
             write_aside("".join(f"  {safe_line(line)}\n" for line in rest))
-            if not force:
-                plan.check_fit()
             _fetch(plan, progress)
     if as_json:
-        import msgspec
-
-        print(safe_json(msgspec.json.encode(shown)))
+        print(json_text([_as_json(plan) for plan in planned]))
 
 
 def _plan(name: str, context: int | None, sha256: str | None, progress: ProgressLine) -> Plan:
@@ -91,6 +88,8 @@ def _fetch(plan: Plan, progress: ProgressLine) -> None:
     was_here = plan.is_here
 
     def on_progress(state: FetchProgress) -> None:
+        nonlocal was_here
+        was_here = was_here and state.source == THIS_MACHINE
         if state.notice:
             progress.note(state.notice)
         elif state.total or state.done:

@@ -33,7 +33,7 @@ def command(names: tuple[str, ...], yes: bool) -> None:
         if not yes:
             write_aside(f"{safe_line(one.model.name)} ({size(one.model.size)}{_shared(one)}):\n{lines}")
     what = "it" if len(removals) == 1 else f"these {len(removals)} models"
-    if not confirmed(f"Remove {what}?", yes, "localchat rm NAME"):
+    if not confirmed(f"Remove {what}?", yes, f"localchat rm {' '.join(names)}"):
         print("Nothing was removed.")
         return
     held = _held_by_engine()

@@ -10,7 +10,7 @@ import msgspec
 from localchat.cli.progress import ProgressLine, size
 from localchat.errors import LocalchatError
 from localchat.models.upkeep.details import Details, details
-from localchat.safe_text import safe_json, safe_line, safe_text
+from localchat.safe_text import json_text, safe_line, safe_text
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +21,7 @@ def command(name: str, as_json: bool, template: bool) -> None:
     """Show what a model's file, its record and the catalogue say: of one that is here, a file, or a catalogue name."""
     found = details(name)
     if as_json:
-        print(safe_json(msgspec.json.encode(found)))
+        print(json_text(found))
         return
     if template:
         if found.template is None:
@@ -40,7 +40,7 @@ def command(name: str, as_json: bool, template: bool) -> None:
         elif found.template is not None and not found.template_known:
             line.note(
                 "its chat template is not a known one: it decides what the model reads around your words, so read it "
-                "with `localchat show NAME --template` before you trust it"
+                f"with `localchat show {found.name} --template` before you trust it"
             )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 
 import click
-import msgspec
 
 from localchat.cli.progress import seconds, size
 from localchat.client.local import LocalEngine
 from localchat.protocol import LoadedModel, Status
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +18,7 @@ def command(as_json: bool) -> None:
     """Show what is loaded, how big it is, and how long it stays."""
     status = LocalEngine().status()
     if as_json:
-        print(safe_json(msgspec.json.encode(status)))
+        print(json_text(status))
     elif status:
         print("\n".join(f"{label + ':':<10} {safe_line(value)}" for label, value in _lines(status)))
     else:

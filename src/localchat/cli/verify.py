@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from localchat.cli.following import following
 from localchat.cli.progress import ProgressLine, size
 from localchat.errors import DamagedFile
 from localchat.models.upkeep import checking, housekeeping
 from localchat.models.upkeep.checking import Checked
-from localchat.safe_text import safe_json, safe_line
+from localchat.safe_text import json_text, safe_line
 
 _WORDS = {
     "ok": "ok",
@@ -42,7 +41,7 @@ def command(name: str | None, as_json: bool) -> int:
                     f"{left.belongs_to.name} was removed, its record is still there: `localchat prune` removes it"
                 )
     if as_json:
-        print(safe_json(msgspec.json.encode(found)))
+        print(json_text(found))
     elif not found:
         print("No model is installed.")
     wrong = [one for one in found if one.state not in checking.SOUND]

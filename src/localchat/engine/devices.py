@@ -21,13 +21,6 @@ from localchat.hardware import Device, EngineBuild, available_memory
 
 _GPU, _INTEGRATED = 1, 2  # enum ggml_backend_dev_type; the others are the processor and what helps it (BLAS)
 
-_RUNTIME_BYTES = 512 << 20
-"""What is left to a GPU's runtime on top of the buffers that llama.cpp asks for beforehand; it aborts the process where
-it finds no room in the middle of a computation (for the work space of a large matrix product, say)."""
-
-_COMPUTE_BYTES = 256 << 20
-"""The compute buffers of each device beyond the first, whose own are part of what is fitted."""
-
 
 @cache
 def _ggml() -> Any:
@@ -95,19 +88,6 @@ def _device(handle: int, kind: int, backend: str) -> Device:
 
 def _text(value: bytes | None) -> str:
     return (value or b"").decode(errors="replace")
-
-
-def room_on(chosen: Sequence[Device]) -> int:
-    """Bytes that a model's weights, cache and compute buffers may take on all of `chosen` together.
-
-    Something is left to each device's own runtime; the machine's memory, where devices share it, is counted once.
-    """
-    rooms = {device.name: max(0, device.free - min(_RUNTIME_BYTES, device.total // 8)) for device in chosen}
-    own = sum(rooms[device.name] for device in chosen if not device.unified)
-    shared = sum(rooms[device.name] for device in chosen if device.unified)
-    if shared:
-        shared = min(shared, available_memory())
-    return max(0, own + shared - _COMPUTE_BYTES * (len(chosen) - 1))
 
 
 def handles(chosen: Sequence[Device]) -> ctypes.Array[ctypes.c_void_p]:

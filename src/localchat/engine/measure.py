@@ -235,10 +235,12 @@ def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[
         rates: dict[str, Rate] = {}
         # Types that share a kind of buffer one after the other: it is filled once.
         for type_name in sorted(TYPES, key=lambda one: str(kinds[one])):
-            if kinds[type_name] is not None:
-                rates[type_name] = _rate(bench, type_name, kinds[type_name], layer)
+            if kinds[type_name] is not None and (rate := _rate(bench, type_name, kinds[type_name])):
+                rates[type_name] = rate
             on_step()
-        attention = {head: found for head in _HEADS if (found := _attention(bench, head)).decode}
+        if not rates:
+            raise LocalchatError("the device computes with no tensor type that was tried")
+        attention = {head: found for head in _HEADS if (found := _attention(bench, head))}
         on_step()
         return Figures(
             name=name,
@@ -283,12 +285,14 @@ def _scaled(one: Figures, threads: int) -> Figures:
     )
 
 
-def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Rate:
-    """All figures of one tensor type."""
+def _rate(bench: Bench, name: str, buffer_type: Any) -> Rate | None:
+    """All figures of one tensor type; None where the device cannot do all that is measured."""
     streamed, streamed_bytes, _ = bench.products(name, buffer_type, bench.streamed_bytes, _ROWS, 1)
     cached, cached_bytes, cached_count = bench.products(name, buffer_type, _CACHED_BYTES, _FEW_ROWS, 1)
     narrow, _, narrow_count = bench.products(name, buffer_type, _CACHED_BYTES // 2, 2 * _FEW_ROWS, 1, _NARROW)
     seconds, _, count = bench.products(name, buffer_type, 1, _FEW_ROWS, _MICRO_BATCH)
+    if not all(map(math.isfinite, (streamed, cached, narrow, seconds))):
+        return None
     # A row takes a fixed time and one for its values; two widths tell them apart.
     wide_row, narrow_row = cached / (cached_count * _FEW_ROWS), narrow / (narrow_count * 2 * _FEW_ROWS)
     row = narrow_row - (wide_row - narrow_row) / (_COLUMNS - _NARROW) * _NARROW
@@ -300,14 +304,14 @@ def _rate(bench: Bench, name: str, buffer_type: Any, layer_seconds: float) -> Ra
     )
 
 
-def _attention(bench: Bench, head: int) -> Attention:
-    """The figures of attention with heads of this size."""
+def _attention(bench: Bench, head: int) -> Attention | None:
+    """The figures of attention with heads of this size; None where the device has no kernel for it."""
     heads, heads_kv, batch = 8, 2, 128
     many = 2 * heads * head * _ATTENDED
-    return Attention(
-        decode=many / bench.attention(_ATTENDED, heads, heads_kv, head, 1),
-        prefill=many * batch / bench.attention(_ATTENDED, heads, heads_kv, head, batch),
-    )
+    one, several = (bench.attention(_ATTENDED, heads, heads_kv, head, count) for count in (1, batch))
+    if not math.isfinite(one) or not math.isfinite(several):
+        return None
+    return Attention(decode=many / one, prefill=many * batch / several)
 
 
 def _print(line: dict[str, object]) -> None:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from localchat.engine.devices import devices, room_on
-from localchat.hardware import Device
+from localchat.engine.devices import devices
+from localchat.hardware import Device, room_on
 
 
 class DeviceFull(Exception):

@@ -8,16 +8,27 @@ from pathlib import Path
 
 from localchat.engine.job import ModelSpec
 from localchat.engine.offload import Weights
+from localchat.errors import NoSuchModel, UsageError
 from localchat.models import store
+from localchat.safe_text import safe_line
 
 
 def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
     """What the engine must know of the model that goes by `name` ("" is the one used last).
 
-    Without `may_hash`, raises `NeedsVerification` where a file would have to be read to its end first.
+    Without `may_hash`, raises `NeedsVerification` where a file would have to be read to its end first; raises what
+    `store.resolve` raises, and `UsageError` for a file whose name cannot be said in JSON.
     """
     file = store.resolve(name, may_hash=may_hash)
-    status = file.path.stat()
+    try:
+        str(file.path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{safe_line(str(file.path))} has a name that is no UTF-8 text: rename it") from None
+    try:
+        status = file.path.stat()
+    except OSError as error:
+        # Another process removes models too.
+        raise NoSuchModel(f"{safe_line(file.name)} cannot be read any more ({error.strerror}): ask again") from error
     version = (status.st_size, status.st_mtime_ns, status.st_ino)
     weights: Callable[[], Weights] = partial(_weights, file.path)
     return ModelSpec(file.name, file.path, file.sampling, version, weights)

@@ -18,6 +18,8 @@ from localchat.paths import paths, write_private
 
 _VERSION = 1
 _KEPT = 2000
+_LARGEST_NUMBER = 1 << 40
+"""Above every number of a real model's shape (the largest is how many parameters a token uses)."""
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +47,19 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
             quantization=header.quantization,
             license=stated if isinstance(stated, str) else "",
             thinks="<think" in (header.chat_template or ""),
-            shape=shape.of_header(header) if header.n_layer and header.embedding and header.vocabulary else None,
+            shape=_shape(header),
             weights={part: dict(sizes) for part, sizes in header.weights.items()},
         )
+
+
+def _shape(header: gguf.Header) -> Shape | None:
+    """The shape, where the header tells one that a model can have: other numbers come from a hostile file."""
+    if not (header.n_layer and header.embedding and header.vocabulary):
+        return None
+    found = shape.of_header(header)
+    layers = [number for layer in found.each for number in (layer.kv, layer.window, layer.state)]
+    others = [number for number in msgspec.structs.astuple(found) if isinstance(number, int)]
+    return found if found.layers and max([*layers, *others]) <= _LARGEST_NUMBER else None
 
 
 class _Kept(msgspec.Struct):
@@ -71,11 +83,13 @@ def of_files(files: list[Path]) -> dict[Path, About]:
         try:
             status = file.stat()
             stamp = (status.st_size, status.st_mtime_ns)
-            kept = index.files.get(str(file))
+            # JSON holds no name that is not UTF-8.
+            key = str(file).encode(errors="backslashreplace").decode()
+            kept = index.files.get(key)
             if not kept or kept.stamp != stamp:
                 parts = [gguf.read_header(part) for part in gguf.shards(file)]
                 kept = _Kept(stamp, About.of(gguf.joined(parts)))
-                index.files[str(file)] = kept
+                index.files[key] = kept
                 changed = True
         except (LocalchatError, OSError):
             continue
@@ -92,7 +106,7 @@ def _file() -> Path:
 def _read() -> _Index:
     try:
         index = msgspec.json.decode(_file().read_bytes(), type=_Index)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _Index()
     return index if index.version == _VERSION else _Index()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from localchat import machine as machines
-from localchat.hardware import Device, available_memory
+from localchat.hardware import Device, available_memory, room_on
 from localchat.machine import Machine
 from localchat.models import fit
 from localchat.models.fit import Memory, Speed, Verdict, Weights
@@ -20,6 +20,8 @@ from localchat.settings import settings
 
 USUAL_CONTEXT = 4096
 """Tokens for which memory is computed where nobody says otherwise: what the engine begins with."""
+
+_PLANNED_CONTEXT = 2 * USUAL_CONTEXT  # for which the engine leaves room on a GPU
 
 COMFORTABLE_DECODE = 15.0
 """Tokens/s from which on a person does not wait for an answer, so that quality decides and no longer speed."""
@@ -128,7 +130,8 @@ def assess(
     memory = fit.memory(shape, size, context)
     weights = weights or fit.typical_bytes(label, size, shape)
     speed = fit.speed(shape, weights, circumstances.machine)
-    gpu, moved = _on_gpu(circumstances, shape, size, weights, context)
+    planned = max(context, min(_PLANNED_CONTEXT, trained or _PLANNED_CONTEXT))
+    gpu, moved = _on_gpu(circumstances, shape, size, weights, planned)
     verdict = fit.judge(memory.total - moved, circumstances.available)
     return Assessment(memory, verdict, speed, context, estimated, gpu)
 
@@ -143,8 +146,7 @@ def _on_gpu(
     head = min(size, sum(weights.get("head", {}).values()))
     # Layers are nearly alike; the header tells exactly, and the engine goes by that.
     each = (size - head) // shape.layers
-    free = sum(one.free for one in circumstances.devices)
-    layers = fit.layers_on_gpu(shape, [each] * shape.layers, head, context, free)
+    layers = fit.layers_on_gpu(shape, [each] * shape.layers, head, context, room_on(circumstances.devices))
     if not layers:
         return None, 0
     speed = fit.speed(shape, weights, circumstances.machine, gpu_layers=layers, device=device.name)

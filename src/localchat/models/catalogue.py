@@ -272,7 +272,7 @@ def _cache_file() -> Path:
 def _from_cache(stamps: list[_Stamp]) -> Catalogue | None:
     try:
         cached = msgspec.json.decode(_cache_file().read_bytes(), type=_Cached)
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return cached.catalogue if cached.stamps == stamps and cached.version == __version__ else None
 

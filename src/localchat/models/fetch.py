@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError, NoSuchModel
+from localchat.errors import DamagedFile, FetchError, Interrupted, NoSuchModel
 from localchat.locks import FileLock
 from localchat.models import gguf, records, store
 from localchat.models.catalogue import Entry, Quantization, catalogue
@@ -20,7 +20,7 @@ from localchat.models.store import ModelFile
 from localchat.models.transfer.partial import disk_errors
 from localchat.models.transfer.progress import FetchProgress, Meter, OnProgress
 from localchat.models.wanted import Wanted, in_order
-from localchat.paths import paths, private_folder
+from localchat.paths import paths
 from localchat.safe_text import safe_line
 from localchat.settings import is_offline, settings
 
@@ -29,6 +29,7 @@ __all__ = ["THIS_MACHINE", "FetchProgress", "ensure", "fetch", "fetch_files"]
 THIS_MACHINE = "this machine"
 """The source that progress names while a file that is here already is verified."""
 
+_OFFLINE = " and localchat is set to stay offline: leave out --offline (or set LOCALCHAT_OFFLINE=0), or "
 _POLL_S = 0.1
 
 
@@ -84,24 +85,27 @@ def fetch_files(
     for each source and what to do by hand, `Interrupted`, and `LocalchatError` where a folder cannot be made.
     """
     first = files[0]
-    if is_offline() and any(not (paths().models / file.place).is_file() for file in files):
-        raise FetchError(f"{first.name} is not on this machine and localchat is set to stay offline: {_by_hand(first)}")
+    missing = [file for file in files if not _is_file(file.place)]
+    if missing and is_offline():
+        kind = "not" if first in missing else "not whole"
+        raise FetchError(f"{first.name} is {kind} on this machine{_OFFLINE}{_by_hand(missing[0])}")
     sizes = {file.place: file.size or 0 for file in files}
     for file in in_order(files):
         before = sum(size for place, size in sizes.items() if _is_file(place) and place != file.place)
         _fetch_one(file, _shifted(on_progress, before, sum(sizes.values())), cancelled)
-    return store.resolve(str(first.place), cancelled=cancelled)
+    # Its whole path: where the person is may be a folder with the same names in it.
+    return store.resolve(str(paths().models / first.place), cancelled=cancelled)
 
 
 def _fetch_one(wanted: Wanted, on_progress: OnProgress | None, cancelled: Cancelled | None) -> None:
     """Bring one file into its place, unless it is there."""
     place = paths().models / wanted.place
-    _make_folders(place.parent)
+    records.make_folders(place.parent)
     lock = FileLock(place.with_name(f".{place.name}.lock"), remove=True)
     with disk_errors(place.parent):
         _wait_for(lock, Meter(wanted.name, 0, on_progress), cancelled)
     try:
-        if not _is_there(place, wanted):
+        if not _is_there(place, wanted, on_progress, cancelled):
             _from_first_source(wanted, place, on_progress, cancelled)
     finally:
         lock.release()
@@ -132,6 +136,8 @@ def _from_first_source(
     # Imported here because it brings what opens connections, which those who have a model never pay for.
     from localchat.models import sources
 
+    if is_offline():
+        raise FetchError(f"{wanted.name} is not whole on this machine{_OFFLINE}{_by_hand(wanted)}")
     reasons: list[str] = []
     for source in wanted.sources:
         label = sources.label(source)
@@ -142,6 +148,8 @@ def _from_first_source(
             with sources.brought(source, wanted, place, meter, cancelled) as (file, pin):
                 header = gguf.read_header(file)
                 with disk_errors(place.parent):
+                    # A record of another file that was here would make this one a damaged one, if we are killed now.
+                    records.forget(place)
                     records.publish(file, place)
                 written = records.make(
                     place,
@@ -161,13 +169,24 @@ def _from_first_source(
     raise FetchError(f"could not fetch {wanted.name} ({'; '.join(reasons)}): {_by_hand(wanted)}")
 
 
-def _is_there(place: Path, wanted: Wanted) -> bool:
-    """Whether another process brought the file meanwhile; a damaged one is fetched anew and replaced."""
+def _is_there(place: Path, wanted: Wanted, on_progress: OnProgress | None, cancelled: Cancelled | None) -> bool:
+    """Whether the file is here, or another process brought it meanwhile; a damaged one is fetched anew and replaced."""
+    checking = Meter(THIS_MACHINE, wanted.size or 0, on_progress)
+
+    def on_hashed(done: int, total: int) -> None:
+        checking.total(total)
+        checking.at(done)
+
     if not place.is_file():
         return False
     try:
-        found = records.verified(place, pinned=wanted.sha256, pinned_size=wanted.size)
-    except (DamagedFile, OSError):
+        found = records.verified(
+            place, pinned=wanted.sha256, pinned_size=wanted.size, on_hashed=on_hashed, cancelled=cancelled
+        )
+    except DamagedFile as damaged:
+        checking.say(f"{damaged.message.partition(': ')[0]}: it has to be fetched again")
+        return False
+    except OSError:
         return False
     return wanted.sha256 in (None, found.sha256)
 
@@ -181,16 +200,6 @@ def _wait_for(lock: FileLock, meter: Meter, cancelled: Cancelled | None) -> None
         if cancelled and cancelled():
             raise Interrupted("stopped waiting for the other localchat that fetches this model")
         time.sleep(_POLL_S)
-
-
-def _make_folders(folder: Path) -> None:
-    """Make the store's folders down to `folder`, each private. Raises `FetchError` where that is not possible."""
-    try:
-        for one in reversed([folder, *(parent for parent in folder.parents if parent.is_relative_to(paths().data))]):
-            if not one.is_dir():
-                private_folder(one)
-    except LocalchatError as error:
-        raise FetchError(error.message) from error
 
 
 def _by_hand(wanted: Wanted) -> str:

@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from localchat import __version__
+from localchat.errors import UsageError
 from localchat.models.catalogue import Hub
 from localchat.models.transfer.download import SourceFailed, retrying
 from localchat.models.transfer.partial import Pin
@@ -49,12 +51,12 @@ def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, canc
 
     Raises `SourceFailed` with what the hub's refusal means, and `Interrupted`.
     """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    url = address(source)
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
         raise SourceFailed("is switched off by HF_HUB_OFFLINE")
-    url, headers = address(source), identity()
+    headers = identity()
 
     def head() -> Reply:
         # The promise is in the hub's own answer, not in that of the storage it redirects to.
@@ -69,12 +71,17 @@ def locate(source: Hub, size: int | None, sha256: str | None, meter: Meter, canc
 
 
 def endpoint() -> str:
-    """The hub's address, without a slash at its end: HF_ENDPOINT, else the library's own."""
+    """The hub's address, without a slash at its end: HF_ENDPOINT, else the library's own. Raises `UsageError`."""
+    wanted = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    try:
+        urlsplit(wanted)
+    except ValueError:
+        raise UsageError("HF_ENDPOINT holds no address: set it to an https:// address, or unset it") from None
     # The library reads its environment when it is imported, and reports what uses it unless told not to.
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from huggingface_hub import constants
 
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
+    return wanted or str(constants.ENDPOINT)
 
 
 def address(source: Hub) -> str:
@@ -91,6 +98,11 @@ def identity() -> Mapping[str, str]:
 
     headers: Mapping[str, str] = build_hf_headers(library_name="localchat", library_version=__version__)
     return headers
+
+
+def is_sha256(text: object) -> bool:
+    """Whether this is a sha256 as it is written here: 64 hex digits, lower case."""
+    return isinstance(text, str) and bool(_SHA256.fullmatch(text))
 
 
 def hash_in(headers: Mapping[str, str]) -> str | None:

@@ -19,6 +19,8 @@ _NAME_LIMIT = 200
 _ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 # Windows opens these devices whatever the extension, and since Windows 10 also with superscript digits.
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE | re.ASCII)
+# The largest models have some dozens; a name that claims more must not cost as many look-ups.
+_MOST_PARTS = 1024
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.ASCII)
 
 
@@ -82,7 +84,7 @@ def split_siblings(file: str) -> list[str]:
         return [file]
     ending = file[len(match["stem"]) :]
     count = int(match["count"])
-    if not 1 <= int(match["number"]) <= count:
+    if not 1 <= int(match["number"]) <= count <= _MOST_PARTS:
         return [file]
     return [f"{match['stem']}-{number:05}{ending[6:]}" for number in range(1, count + 1)]
 

@@ -5,13 +5,16 @@ One row a model: installed files first, then the catalogue in its order, or what
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from localchat.errors import LocalchatError
+from localchat.errors import FetchError, LocalchatError
 from localchat.models import about, plan, store
 from localchat.models.about import About
 from localchat.models.assess import READABLE_DECODE, Assessment, Circumstances, assess, choose
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from localchat.models.repos import Repo
 
 _ASKED_AT_ONCE = 8
+_SEARCH_S = 30.0
 # A model that thinks before each answer says several times as many tokens.
 _THINKING_TAKES = 2.0
 
@@ -100,8 +104,38 @@ def searched(words: str, circumstances: Circumstances, limit: int) -> list[Row]:
         except LocalchatError:
             return None  # hidden, withdrawn, or without a model: nothing that could be pulled
 
-    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="localchat-search") as pool:
-        return [row for row in pool.map(look, names) if row]
+    found = _at_once(look, names)
+    return [row for name in names if (row := found.get(name))]
+
+
+def _at_once(look: Callable[[str], Row | None], names: Sequence[str]) -> dict[str, Row | None]:
+    """What `look` finds under each name, several at a time; what takes too long is left out.
+
+    Nobody waits for the threads: whoever stops the search is not held up by a hub that says nothing.
+    """
+    left, found = deque(names), dict[str, Row | None]()
+    failed: list[Exception] = []
+
+    def work() -> None:
+        with suppress(IndexError):
+            while True:
+                name = left.popleft()
+                try:
+                    found[name] = look(name)
+                except Exception as error:  # whatever it is crosses to the thread that waits
+                    failed.append(error)
+
+    threads = [Thread(target=work, name="localchat-search", daemon=True) for _ in names[:_ASKED_AT_ONCE]]
+    until = time.monotonic() + _SEARCH_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    if failed:
+        raise failed[0]
+    if names and not found:
+        raise FetchError(f"the hub says nothing more of what it found within {_SEARCH_S:.0f} s: try again later")
+    return dict(found)
 
 
 def _installed(
@@ -161,6 +195,7 @@ def _remote(repo: Repo, circumstances: Circumstances) -> Row:
             name=repo.name,
             quantization=chosen.label,
             size=chosen.size,
+            trained=chosen.trained,
             license=repo.license or None,
             downloads=repo.downloads,
             gated=repo.gated,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -20,6 +20,7 @@ from localchat.models.assess import Assessment, Circumstances, assess, choose
 from localchat.models.catalogue import Entry, Quantization, catalogue
 from localchat.models.names import (
     RefusedName,
+    check_member,
     check_part,
     check_repo,
     is_projector,
@@ -27,7 +28,7 @@ from localchat.models.names import (
     split_siblings,
 )
 from localchat.models.shape import Shape
-from localchat.models.store import label_in, unknown
+from localchat.models.store import label_in, path_of, unknown
 from localchat.models.wanted import Wanted
 from localchat.paths import paths
 from localchat.safe_text import safe_line
@@ -53,6 +54,8 @@ class Plan:
     why: str = ""
     license: str = ""
     gated: bool = False
+    trained: int | None = None
+    """The largest context, in tokens, where the beginning of a repo's file had to be read for it."""
 
     @property
     def size(self) -> int | None:
@@ -73,7 +76,7 @@ class Plan:
                 f"{self.name} ({self.label}) needs {memory.total / _GB:.1f} GB with a context of "
                 f"{self.assessment.context:,} tokens and {self.available / _GB:.1f} GB are free: close other programs, "
                 "take a smaller model or quantization (`localchat models` shows what fits), or fetch it anyway with "
-                "`localchat pull --force`"
+                f"`localchat pull --force {self.name}`"
             )
 
 
@@ -82,7 +85,9 @@ def make(name: str, circumstances: Circumstances | None = None, *, sha256: str |
     circumstances = circumstances or Circumstances.now()
     name = name.strip()
     entry = catalogue().find(name)
-    if entry and sha256 is None:
+    if entry and sha256 is not None:
+        raise UsageError(f"{entry[0].name} is held to the catalogue's own hash, or its hub's: leave out --sha256")
+    if entry:
         return of_entry(*entry, circumstances)
     of_hub = _of_hub(name)
     if of_hub.repo:
@@ -93,7 +98,7 @@ def make(name: str, circumstances: Circumstances | None = None, *, sha256: str |
         return of_repo(found, circumstances, label=of_hub.label, file=of_hub.file, sha256=sha256)
     if "://" in name:
         return _of_address(name, sha256)
-    if name.lower().endswith(".gguf"):
+    if name.lower().endswith(".gguf") and path_of(name):
         raise UsageError(
             f"{safe_line(name)} is a file on this machine: `localchat import {safe_line(name)}` takes it in"
         )
@@ -161,7 +166,7 @@ def offers(repo: Repo) -> list[Offer]:
     found = []
     for file in repo.files:
         folder, _, name = file.path.rpartition("/")
-        if is_projector(name) or "imatrix" in name.lower() or not _is_plain(name):
+        if is_projector(name) or "imatrix" in name.lower() or not _is_plain(file.path):
             continue
         siblings = split_siblings(name)
         if siblings[0] != name:
@@ -191,7 +196,8 @@ def of_repo(
     if file:
         there = [offer for offer in there if file in (offer.parts[0].path, offer.parts[0].path.rpartition("/")[2])]
         if not there:
-            raise NoSuchModel(f"{shown} has no file {safe_line(file)}: it has {_known(offers(repo))}")
+            names = ", ".join(safe_line(offer.parts[0].path) for offer in offers(repo)[:6])
+            raise NoSuchModel(f"{shown} has no model {safe_line(file)}: it has {names}")
     if label:
         mine = [offer for offer in there if offer.label.upper() == label.upper()]
         if not mine:
@@ -220,18 +226,19 @@ def of_repo(
     chosen = choose(assessed)
     offer, why = chosen or (min(there, key=lambda one: one.size or 1 << 60), "")
     assessment = next(one[2] for one in assessed if one[0] is offer)
-    name = f"{repo.name}:{offer.label.lower()}" if offer.label != "?" else f"{repo.name}/{offer.parts[0].path}"
+    is_clear = offer.label != "?" and [one.label for one in offers(repo)].count(offer.label) == 1
+    name = f"{repo.name}:{offer.label.lower()}" if is_clear else f"{repo.name}/{offer.parts[0].path}"
     files = [_wanted(name, repo, part) for part in offer.parts]
-    if sha256 is not None and len(offer.parts) == 1:
-        from dataclasses import replace
-
+    if sha256 is not None:
+        if len(files) > 1:
+            raise UsageError(f"{name} has {len(files)} parts, and --sha256 is the hash of one file: leave it out")
         files = [replace(files[0], sha256=sha256)]
     projector = _projector(repo)
     if projector:
         files.append(_wanted(name, repo, projector))
     return Plan(
         name, offer.label, tuple(files), assessment, circumstances.available,
-        why if len(there) > 1 else "", repo.license, repo.gated,
+        why if len(there) > 1 else "", repo.license, repo.gated, trained,
     )  # fmt: skip
 
 
@@ -249,14 +256,14 @@ def _wanted(name: str, repo: Repo, file: RemoteFile) -> Wanted:
 
 def _projector(repo: Repo) -> RemoteFile | None:
     """The file that lets the repo's model see, in the precision its makers tested first."""
-    there = [file for file in repo.files if is_projector(file.path)]
+    there = [file for file in repo.files if is_projector(file.path) and _is_plain(file.path)]
     order = {label: place for place, label in enumerate(_PROJECTOR_ORDER)}
     return min(there, key=lambda file: order.get(label_in(file.path), len(order)), default=None)
 
 
-def _is_plain(name: str) -> bool:
+def _is_plain(path: str) -> bool:
     try:
-        place_of("owner/repo", name)
+        check_member(path)
     except RefusedName:
         return False
     return True
@@ -278,7 +285,10 @@ class _OfHub(NamedTuple):
 
 def _of_hub(name: str) -> _OfHub:
     """Take a name apart: one that a person types, or an address that a browser shows. Raises `RefusedName`."""
-    found = _from_address(name) if "://" in name else _from_words(name)
+    try:
+        found = _from_address(name) if "://" in name else _from_words(name)
+    except ValueError:
+        raise UsageError(f"{safe_line(name)} is no web address: check its spelling") from None
     if found.repo:
         check_repo(found.repo)
         for part in found.revision.split("/"):

@@ -15,8 +15,9 @@ from typing import Annotated
 
 import msgspec
 
-from localchat.errors import DamagedFile, Interrupted
+from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError
 from localchat.models import gguf
+from localchat.paths import paths, private_folder
 from localchat.safe_text import safe_line
 
 _CHUNK = 1 << 20
@@ -60,8 +61,12 @@ def read(path: Path) -> Record | None:
     try:
         with record_file(path).open("rb") as file:
             content = file.read(_LONGEST + 1)
-        return msgspec.json.decode(content, type=Record) if len(content) <= _LONGEST else None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        if len(content) > _LONGEST:
+            return None
+        record = msgspec.json.decode(content, type=Record)
+        record.verified.astimezone(UTC)  # times at the ends of the calendar have no such
+        return record
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):
         return None
 
 
@@ -131,6 +136,22 @@ def refreshed(path: Path, record: Record, status: os.stat_result) -> Record:
     known = msgspec.structs.replace(record, size=status.st_size, mtime_ns=status.st_mtime_ns, verified=_now())
     write(path, known)
     return known
+
+
+def make_folders(folder: Path) -> None:
+    """Make the store's folders down to `folder`, each private. Raises `FetchError` where that is not possible."""
+    try:
+        for one in reversed([folder, *(parent for parent in folder.parents if parent.is_relative_to(paths().data))]):
+            if not one.is_dir():
+                private_folder(one)
+    except LocalchatError as error:
+        raise FetchError(error.message) from error
+
+
+def forget(path: Path) -> None:
+    """Remove the record of the file at `path`, which is to be replaced. Raises `OSError`."""
+    _remembered.pop(path, None)
+    record_file(path).unlink(missing_ok=True)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -203,6 +224,9 @@ def verified(
         raise DamagedFile(f"{label} is damaged (its sha256 is not {expected[:12]}…): {again}")
     if known:
         return refreshed(path, known, status)
+    after = path.stat()
+    if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+        raise DamagedFile(f"{label} changed while it was read: end the program that writes to it, and try again")
     if pinned is not None:
         header = gguf.read_header(path)
     record = make(path, sha256=sha256, source="carried over by hand", quantization=header.quantization)

@@ -176,6 +176,8 @@ def unknown(name: str, known: list[str] | None = None) -> str:
     kind = "file" if wanted.endswith(".gguf") else "model"
     if close:
         return f'there is no {kind} "{shown}": did you mean {", ".join(safe_line(spelled[one]) for one in close)}?'
+    if kind == "model" and re.fullmatch(r"[a-z0-9][^/]*/[^/]+", wanted):
+        return f'there is no model "{shown}" on this machine: "localchat pull {shown}" fetches it where the hub has it'
     return f'there is no {kind} "{shown}": "localchat models" lists those there are, or name a .gguf file'
 
 

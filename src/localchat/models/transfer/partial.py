@@ -270,7 +270,7 @@ class Partial:
     def _read_sidecar(self) -> _Sidecar | None:
         try:
             return msgspec.json.decode(self._sidecar.read_bytes(), type=_Sidecar)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def _write_sidecar(self) -> None:
@@ -295,7 +295,7 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise `FetchError` where `needed` more bytes and a margin do not fit on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if needed and free < needed + MARGIN:
-        raise _no_room(folder, f"{_megabytes(needed + MARGIN)} are needed and {_megabytes(free)} are free")
+        raise _no_room(folder, f"{_megabytes(needed)} and {_megabytes(MARGIN)} to spare are needed, {_megabytes(free)} are free")
 
 
 def _no_room(folder: Path, detail: str) -> FetchError:

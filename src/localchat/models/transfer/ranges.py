@@ -107,8 +107,8 @@ class Transfer:
     def _connect(self) -> None:
         self._active += 1
         thread = threading.Thread(target=self._work, name="localchat-range", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _connect_more(self) -> None:
         """Open more connections, once it is known that the server sends ranges, and as long as there is work."""
@@ -242,7 +242,7 @@ class Transfer:
             raise SourceFailed("sent the file compressed, which it must not be")
         if reply.headers.get("content-type", "").startswith("text/html"):
             raise SourceFailed("sent a web page for a model (does this network ask you to log in first?)")
-        if reply.status != 206 and length.isdecimal() and int(length) != size:
+        if reply.status != 206 and length.isdecimal() and len(length) < 16 and int(length) != size:
             raise SourceFailed(f"has a file of {int(length):,} bytes where {size:,} were expected")
         if reply.status == 416:
             raise Retry("refused to go on in the middle", range_refused=ranged)

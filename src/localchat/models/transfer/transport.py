@@ -14,7 +14,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from functools import cache
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,8 +21,11 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from localchat.errors import Interrupted
+from localchat.models.transfer.connection import Session as Session
+from localchat.models.transfer.connection import TransportError as TransportError
 from localchat.models.transfer.progress import STOPPED
 from localchat.safe_text import safe_line
+from localchat.settings import is_offline
 
 CONNECT_S = 5.0
 """Seconds until a server must have been reached, name look-up and TLS included."""
@@ -36,19 +38,6 @@ _QUEUED = 8
 _POLL_S = 0.05
 
 Cancelled = Callable[[], bool]
-
-
-class TransportError(Exception):
-    """A request brought no usable answer. The text is a short reason; `reached` tells whether a server was there."""
-
-    def __init__(self, reason: str, *, reached: bool, final: bool = False, stalled: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.reached = reached
-        self.final = final
-        """Asking again cannot help."""
-        self.stalled = stalled
-        """It cost half a minute to find out."""
 
 
 class Reply:
@@ -85,59 +74,6 @@ class Reply:
         self._worker.stop()
 
 
-class Session:
-    """What requests for one file share: a connection that stays open, and the address that redirects led to.
-
-    One request at a time; a stopped one may still be on its way out.
-    """
-
-    def __init__(self) -> None:
-        self.client = _client()
-        self._asked = self._address = ""
-        self._bare = False
-        self._users = 0
-        self._closed = False
-        self._lock = threading.Lock()
-
-    @property
-    def remembers(self) -> bool:
-        """Whether the next request spares itself the redirects of the one before."""
-        return bool(self._address)
-
-    def forget(self) -> None:
-        """Follow the redirects anew: a signed address behind them may have expired, or lead to a broken server."""
-        self._asked = self._address = ""
-
-    def remember(self, asked: str, address: str, bare: bool) -> None:
-        """Note where `asked` led to, and whether to another host, which gets no credentials (`bare`)."""
-        self._asked, self._address, self._bare = (asked, address, bare) if address != asked else ("", "", False)
-
-    def resolve(self, url: str) -> tuple[str, bool]:
-        """Where a request for `url` goes, and whether without credentials."""
-        return (self._address, self._bare) if url == self._asked and self._address else (url, False)
-
-    def close(self) -> None:
-        """Close the connection, at once or when the request that uses it has stopped."""
-        with self._lock:
-            self._closed = True
-            if self._users:
-                return
-        self.client.close()
-
-    def enter(self) -> None:
-        """A request begins."""
-        with self._lock:
-            self._users += 1
-
-    def leave(self) -> None:
-        """A request has ended."""
-        with self._lock:
-            self._users -= 1
-            if self._users or not self._closed:
-                return
-        self.client.close()
-
-
 def request(
     method: str,
     url: str,
@@ -154,6 +90,8 @@ def request(
     that stay on the same host. An `authorization` header goes to the first host alone. Without a `session`, the
     connection ends with the request. `stall_s` takes the place of `STALL_S`. Raises `TransportError` and `Interrupted`.
     """
+    if is_offline():  # whoever asks has looked already; here it holds for everybody
+        raise TransportError("localchat is set to stay offline", reached=False, final=True)
     headers = {name.lower(): value for name, value in headers.items()}
     headers["accept-encoding"] = "identity"
     check_url(url)
@@ -221,16 +159,6 @@ def is_loopback(host: str) -> bool:
 def host_of(url: str) -> str:
     """The host of an address, for a message."""
     return safe_line(urlsplit(url).hostname or "an address without a host")
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """The authorities to trust, read once: that takes longer than a request within this machine."""
-    return httpx2.create_ssl_context()
-
-
-def _client() -> httpx2.Client:
-    return httpx2.Client(follow_redirects=False, verify=_certificates())
 
 
 def _trickle() -> TransportError:

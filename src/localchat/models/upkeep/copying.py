@@ -37,12 +37,13 @@ def place(
     *,
     sha256: str,
     may_share: bool,
+    margin: int = MARGIN,
     on_copied: Callable[[int], None] | None = None,
     cancelled: Cancelled | None = None,
 ) -> How:
     """Put the bytes of `source`, whose sha256 was just found to be `sha256`, at `target`, which is replaced.
 
-    With `may_share` a hard link is tried first, then a clone. The folder must exist, and the caller hold the lock of
+    With `may_share` a hard link is tried first, then a clone. A copy leaves `margin` bytes of the disk free. The folder must exist, and the caller hold the lock of
     `target`. Raises `FetchError` (disk), `DamagedFile` where the source changes meanwhile, and `Interrupted`.
     """
     temporary = temporary_for(target)
@@ -51,7 +52,7 @@ def place(
         temporary.unlink(missing_ok=True)
         try:
             how = (_linked(source, temporary) or _cloned(source, temporary)) if may_share else None
-            how = how or _copied(source, temporary, sha256, on_copied, cancelled)
+            how = how or _copied(source, temporary, sha256, margin, on_copied, cancelled)
             after = source.stat()
             if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
                 raise _changed(source)
@@ -73,13 +74,13 @@ def temporary_for(target: Path) -> Path:
     return target.with_name(f".{target.name}.import")
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Raise `FetchError` where `needed` more bytes and a margin do not fit on the disk of `folder`."""
+def check_room(folder: Path, needed: int, margin: int = MARGIN) -> None:
+    """Raise `FetchError` where `needed` more bytes and `margin` do not fit on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
-    if needed and free < needed + MARGIN:
+    if needed and free < needed + margin:
         raise FetchError(
-            f"the disk of {safe_line(str(folder))} has too little room ({(needed + MARGIN) / 1e6:,.0f} MB are needed, "
-            f"{free / 1e6:,.0f} MB are free): make room, or choose another disk"
+            f"the disk of {safe_line(str(folder))} has too little room ({needed / 1e6:,.0f} MB and "
+            f"{margin / 1e6:,.0f} MB to spare are needed, {free / 1e6:,.0f} MB are free): make room, or choose another disk"
         )
 
 
@@ -149,10 +150,15 @@ else:
 
 
 def _copied(
-    source: Path, target: Path, sha256: str, on_copied: Callable[[int], None] | None, cancelled: Cancelled | None
+    source: Path,
+    target: Path,
+    sha256: str,
+    margin: int,
+    on_copied: Callable[[int], None] | None,
+    cancelled: Cancelled | None,
 ) -> How:
     """Copy the bytes, and check on the way that they are the expected ones."""
-    check_room(target.parent, source.stat().st_size)
+    check_room(target.parent, source.stat().st_size, margin)
     digest = hashlib.sha256()
     done = 0
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

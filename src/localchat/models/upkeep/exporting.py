@@ -22,6 +22,9 @@ from localchat.models.upkeep.importing import COPYING, HASHING
 from localchat.paths import paths
 from localchat.safe_text import safe_line
 
+_MARGIN = 1 << 20
+"""Bytes that stay free on the disk: nothing else lives from a stick, but the records need some."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -51,6 +54,8 @@ def export(
     projector = projectors.beside(model.path)
     sources += [projector] if projector else []
     known = {source: _record(source, on_progress, cancelled) for source in sources}
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{safe_line(str(folder))} is a file: name a folder")
     if not folder.is_dir() and not folder.parent.is_dir():
         raise UsageError(f"there is no folder {safe_line(str(folder.parent))}: is the disk mounted?")
     if folder.resolve().is_relative_to(paths().models.resolve()):
@@ -61,7 +66,7 @@ def export(
     size = sum(known[source].size for source in missing)
     with copying.writing_to(folder):
         folder.mkdir(exist_ok=True)
-        copying.check_room(folder, size)
+        copying.check_room(folder, size, _MARGIN)
     meter = Meter(COPYING, size, on_progress)
     before = 0
     for source in missing:
@@ -104,7 +109,15 @@ def _is_there(
 def _copy(source: Path, target: Path, known: Record, on_copied: partial[None], cancelled: Cancelled | None) -> None:
     with copying.writing_to(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        copying.place(source, target, sha256=known.sha256, may_share=False, on_copied=on_copied, cancelled=cancelled)
+        copying.place(
+            source,
+            target,
+            sha256=known.sha256,
+            may_share=False,
+            margin=_MARGIN,
+            on_copied=on_copied,
+            cancelled=cancelled,
+        )
         # It is meant for other machines, where somebody else may read the disk.
         target.chmod(0o644)
 

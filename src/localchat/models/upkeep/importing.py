@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from localchat.errors import DamagedFile, FetchError, LocalchatError, NoSuchModel, UsageError
+from localchat.errors import DamagedFile, FetchError, NoSuchModel, UsageError
 from localchat.locks import FileLock
 from localchat.models import gguf, records, store
 from localchat.models.names import check_file, check_repo, is_projector
@@ -24,7 +24,7 @@ from localchat.models.upkeep import copying, foreign, placing, projectors
 from localchat.models.upkeep.copying import How
 from localchat.models.upkeep.foreign import Foreign
 from localchat.models.upkeep.placing import File
-from localchat.paths import paths, private_folder
+from localchat.paths import paths
 from localchat.safe_text import safe_line
 
 HASHING = "reading and hashing"
@@ -82,7 +82,7 @@ def import_file(
             with suppress(OSError):  # there is something in it
                 one.rmdir()
         raise
-    return Imported(store.find(str(folder / files[0].name)), how, len(files))
+    return Imported(store.find(str(place / files[0].name)), how, len(files))
 
 
 def _check_plain(path: Path) -> None:
@@ -123,7 +123,7 @@ def _gather(path: Path, held: Foreign | None) -> list[File]:
             f"{safe_line(str(path))} is one of {count} parts, and its name does not say so: give the parts their own "
             f"names (…-00001-of-{count:05}.gguf) in one folder"
         )
-    if headers[0].architecture == "clip":
+    if headers[0].architecture == "clip" or is_projector(parts[0].name):
         raise UsageError(
             f"{safe_line(str(path))} is a projector, with which a model sees: import the model beside it, and it "
             "comes along"
@@ -207,7 +207,7 @@ def _bring(
     """Put every file into its place with its record; the first part last, since by it the store knows a model."""
     for file in files:
         _check_free(folder / check_file(file.name), file, on_progress, cancelled)
-    make_folders(folder)
+    records.make_folders(folder)
     meter = Meter(COPYING, sum(file.size for file in files), on_progress)
     before = 0
     how: How = "linked"
@@ -273,13 +273,3 @@ def _record(file: File, target: Path, held: Foreign | None) -> records.Record:
         name=brought.name if brought else "",
         quantization=file.header.quantization,
     )
-
-
-def make_folders(folder: Path) -> None:
-    """Make the store's folders down to `folder`, each private. Raises `FetchError` where that is not possible."""
-    try:
-        for one in reversed([folder, *(parent for parent in folder.parents if parent.is_relative_to(paths().data))]):
-            if not one.is_dir():
-                private_folder(one)
-    except LocalchatError as error:
-        raise FetchError(error.message) from error
