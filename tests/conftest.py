@@ -74,7 +74,8 @@ def install(model: Path, home: Path) -> Path:
         os.link(model, target)
     except OSError:
         shutil.copy2(model, target)
-    shutil.copy2(f"{model}.json", f"{target}.json")
+    record = json.loads(Path(f"{model}.json").read_text())
+    Path(f"{target}.json").write_text(json.dumps({**record, "inode": target.stat().st_ino}))
     return target
 
 

@@ -51,7 +51,14 @@ def test_json_that_is_too_deep_is_no_json(home: Path, tiny: bytes) -> None:
 @pytest.mark.parametrize("verified", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_a_record_from_the_end_of_the_calendar_is_none(home: Path, tiny: bytes, verified: str) -> None:
     path = put(home, tiny)
-    claim = {"sha256": "a" * 64, "size": len(tiny), "mtime_ns": path.stat().st_mtime_ns, "source": "x"}
+    status = path.stat()
+    claim = {
+        "sha256": "a" * 64,
+        "size": len(tiny),
+        "mtime_ns": status.st_mtime_ns,
+        "inode": status.st_ino,
+        "source": "x",
+    }
     records.record_file(path).write_text(json.dumps({**claim, "verified": verified}))
     assert records.read(path) is None
     records.record_file(path).write_text(json.dumps({**claim, "verified": "2026-01-01T00:00:00Z"}))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -326,3 +327,23 @@ def test_the_shipped_constants_agree() -> None:
     assert store.label_in("Qwen3-4B-UD-IQ2_XXS.gguf") == "IQ2_XXS"
     assert store.label_in("x-f16-00001-of-00002.gguf") == "F16"
     assert store.label_in("model.gguf") == "" and store.label_in(REPO) == ""
+
+
+def test_a_copy_that_kept_its_time_and_its_record_is_read_again(home: Path, tiny: bytes) -> None:
+    first = home / "models" / "me" / "first" / "tiny.gguf"
+    first.parent.mkdir(parents=True)
+    first.write_bytes(tiny)
+    store.resolve("me/first")
+    copy = home / "models" / "me" / "copy" / "tiny.gguf"
+    shutil.copytree(first.parent, copy.parent)
+    assert copy.stat().st_mtime_ns == first.stat().st_mtime_ns
+    with pytest.raises(NeedsVerification):
+        store.resolve("me/copy", may_hash=False)
+    wrong = bytearray(tiny)
+    wrong[-1] ^= 1
+    copy.write_bytes(wrong)
+    os.utime(copy, ns=(first.stat().st_atime_ns, first.stat().st_mtime_ns))
+    with pytest.raises(DamagedFile, match="sha256"):
+        store.resolve("me/copy")
+    copy.write_bytes(tiny)
+    assert store.resolve("me/copy").sha256 == store.resolve("me/first").sha256

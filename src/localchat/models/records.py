@@ -1,6 +1,7 @@
 """What is known of one file of the store: a small record beside it that says when its sha256 was verified.
 
-A file whose size and time are those of its record is trusted without being read again; any other is read and hashed.
+A file whose size, time and inode are those of its record is trusted without being read again; any other is read and
+hashed: a copy, even one that kept its time, may have gone wrong on its way.
 This module also puts finished files into their place. It knows nothing of names, catalogues or sources.
 """
 
@@ -42,10 +43,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     revision: str = ""
     name: str = ""
     quantization: str = ""
+    inode: int = 0
 
     def fits(self, status: os.stat_result) -> bool:
-        """Whether the file is still as it was when it was verified, as far as size and time tell."""
-        return self.size == status.st_size and self.mtime_ns == status.st_mtime_ns
+        """Whether this is still the file that was verified, as far as can be told without reading it."""
+        return (self.size, self.mtime_ns, self.inode) == (status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def record_file(path: Path) -> Path:
@@ -113,6 +115,7 @@ def make(path: Path, *, sha256: str, source: str, revision: str = "", name: str 
         sha256=sha256,
         size=status.st_size,
         mtime_ns=status.st_mtime_ns,
+        inode=status.st_ino,
         source=source,
         verified=_now(),
         revision=revision,
@@ -133,7 +136,9 @@ def refreshed(path: Path, record: Record, status: os.stat_result) -> Record:
 
     `status` is what the file was before that, so that a change meanwhile shows.
     """
-    known = msgspec.structs.replace(record, size=status.st_size, mtime_ns=status.st_mtime_ns, verified=_now())
+    known = msgspec.structs.replace(
+        record, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino, verified=_now()
+    )
     write(path, known)
     return known
 

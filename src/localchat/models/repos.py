@@ -68,7 +68,7 @@ def search(words: str, limit: int) -> list[str]:
         from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
         def ask() -> Any:
-            # The library's own `list_models` has no time limit, tries for half a minute, and writes to stderr meanwhile.
+            # The library's own `list_models` has no time limit, tries for half a minute and writes to stderr meanwhile.
             answer = get_session().get(
                 f"{api.endpoint}/api/models",
                 params={"search": words, "filter": "gguf", "sort": "downloads", "limit": limit},

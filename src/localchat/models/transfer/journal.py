@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 UNIT_LIMIT = 4 << 20
 """Bytes of the largest unit that is believed: each is read into memory as a whole."""
+_LONGEST = 64 << 20
+"""Bytes of the longest journal that is read: that of a file of some 300 GB."""
 
 _LINE = re.compile(rb"(\d{1,18}) (\d{1,9}) ([0-9a-f]{64})\n")
 
@@ -44,7 +46,8 @@ class Journal:
     def read(self, size: int) -> list[Unit]:
         """The units of an earlier run that lie within a file of `size` bytes, in the order of the file."""
         try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
+            with self.path.open("rb") as file:
+                lines = file.read(_LONGEST).splitlines(keepends=True)
         except FileNotFoundError:
             return []
         found = [_LINE.fullmatch(line) for line in lines]

@@ -295,7 +295,8 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise `FetchError` where `needed` more bytes and a margin do not fit on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if needed and free < needed + MARGIN:
-        raise _no_room(folder, f"{_megabytes(needed)} and {_megabytes(MARGIN)} to spare are needed, {_megabytes(free)} are free")
+        needs = f"{_megabytes(needed)} and {_megabytes(MARGIN)} to spare"
+        raise _no_room(folder, f"{needs} are needed, {_megabytes(free)} are free")
 
 
 def _no_room(folder: Path, detail: str) -> FetchError:

@@ -43,8 +43,9 @@ def place(
 ) -> How:
     """Put the bytes of `source`, whose sha256 was just found to be `sha256`, at `target`, which is replaced.
 
-    With `may_share` a hard link is tried first, then a clone. A copy leaves `margin` bytes of the disk free. The folder must exist, and the caller hold the lock of
-    `target`. Raises `FetchError` (disk), `DamagedFile` where the source changes meanwhile, and `Interrupted`.
+    With `may_share` a hard link is tried first, then a clone. The folder must exist, and the caller hold the lock of
+    `target`. A copy leaves `margin` bytes of the disk free. Raises `FetchError` (disk), `DamagedFile` where the
+    source changes meanwhile, and `Interrupted`.
     """
     temporary = temporary_for(target)
     before = source.stat()
@@ -80,7 +81,8 @@ def check_room(folder: Path, needed: int, margin: int = MARGIN) -> None:
     if needed and free < needed + margin:
         raise FetchError(
             f"the disk of {safe_line(str(folder))} has too little room ({needed / 1e6:,.0f} MB and "
-            f"{margin / 1e6:,.0f} MB to spare are needed, {free / 1e6:,.0f} MB are free): make room, or choose another disk"
+            f"{margin / 1e6:,.0f} MB to spare are needed, {free / 1e6:,.0f} MB are free): make room, or choose "
+            "another disk"
         )
 
 

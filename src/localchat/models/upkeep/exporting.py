@@ -125,7 +125,7 @@ def _copy(source: Path, target: Path, known: Record, on_copied: partial[None], c
 def _write_record(target: Path, known: Record) -> None:
     """The copy's own record: `records.write` would keep it in memory where it cannot be written, which helps nobody."""
     status = target.stat()
-    copied = msgspec.structs.replace(known, mtime_ns=status.st_mtime_ns)
+    copied = msgspec.structs.replace(known, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
     beside = records.record_file(target)
     temporary = beside.with_name(f".{target.name}.new.json")
     temporary.write_bytes(records.encoded(copied))

@@ -21,6 +21,7 @@ from localchat.models.names import RefusedName, check_part, check_repo, is_proje
 from localchat.models.upkeep import projectors
 from localchat.models.upkeep.foreign import Foreign
 from localchat.paths import paths
+from localchat.safe_text import safe_line
 
 _LONGEST_STEM = 150
 
@@ -68,7 +69,9 @@ def destination(files: list[File], repo: str, held: Foreign | None) -> tuple[Pur
                 f"{folder / first.name} is the place of {owner[0].short_name(owner[1])}, and this is another file: "
                 "choose another --name"
             )
-    raise AssertionError("the last candidate is never the catalogue's")
+    raise UsageError(
+        f"the catalogue has other files wherever {safe_line(first.name)} could go: choose a place with --name"
+    )
 
 
 def _unpinned(first: File) -> tuple[Entry, Quantization] | None:
