@@ -59,11 +59,18 @@ class Terminal:
             assert time.monotonic() < deadline, f"{text!r} never came: {self.output!r}"
             assert self._read(0.1), f"it ended without {text!r}: {self.output!r}"
 
-    def end(self, seconds: float = 60.0) -> int:
-        """Read to the end; return the exit code."""
-        deadline = time.monotonic() + seconds
+    def end(self, seconds: float = 60.0, *, pressing: bytes = b"") -> int:
+        """Read to the end; return the exit code. `pressing` is pressed each second, as an impatient person would.
+
+        Some sandboxes lose a Ctrl+C that comes right after the prompt, whatever program runs.
+        """
+        deadline, due = time.monotonic() + seconds, time.monotonic()
         while self._read(0.1):
-            assert time.monotonic() < deadline, f"it never ended: {self.output!r}"
+            now = time.monotonic()
+            assert now < deadline, f"it never ended: {self.output!r}"
+            if pressing and now >= due and self.process.poll() is None:
+                due = now + 1.0
+                self.press(pressing)
         code = self.process.wait(timeout=10)
         os.close(self._master)
         return code

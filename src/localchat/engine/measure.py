@@ -57,7 +57,7 @@ _MICRO_BATCH = 512
 _CACHED_BYTES, _STREAMED_BYTES = 24 << 20, 512 << 20
 _FEW_ROWS = 512  # where caches or a whole micro-batch are measured
 _HEADS, _ATTENDED = (64, 128, 256), 1024
-_OWN = 0.85  # the share of the processors below which others compute as well
+_OWN = 0.9  # the share of the processors below which others compute as well
 _READERS = 3  # threads that together read about as fast as a usual machine's memory allows
 _COMPUTERS = 0.9  # the exponent of the threads that their speed grows with: they wait for each other at every step
 _FILL = 0x11  # a small normal number in every type that has a scale or an exponent
@@ -99,6 +99,14 @@ class Bench:
         for buffer in self._buffers.values():
             library().ggml_backend_buffer_free(buffer)
         library().ggml_backend_free(self._backend)
+
+    def check_own(self) -> None:
+        """Raise `_Disturbed` where others have had the processors for a good part of the time.
+
+        Threads never sleep while they compute, so what they lack, others had.
+        """
+        if self._threads > 1 and self.had < _OWN * self._threads * self.spent:
+            raise _Disturbed
 
     def _buffer(self, buffer_type: Any) -> Any:
         """A filled buffer of that type, in which all weights of a measurement lie; only the last one is kept."""
@@ -237,6 +245,7 @@ def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[
         for type_name in sorted(TYPES, key=lambda one: str(kinds[one])):
             if kinds[type_name] is not None and (rate := _rate(bench, type_name, kinds[type_name])):
                 rates[type_name] = rate
+            bench.check_own()
             on_step()
         if not rates:
             raise LocalchatError("the device computes with no tensor type that was tried")
@@ -256,14 +265,16 @@ def measure(name: str, device: Any, threads: int, room: int, on_step: Callable[[
         bench.close()
 
 
-def _is_busy(device: Any, threads: int) -> bool:
-    """Whether others compute as well: threads never sleep while they compute, so what they lack, others had."""
-    bench = Bench(device, threads, 0)
+class _Disturbed(Exception):
+    """Others compute as well: threads that wait for one which they keep from the processor measure nothing but that."""
+
+
+def _processor(device: Any, threads: int, on_step: Callable[[], None]) -> tuple[Figures, bool]:
+    """The processor's figures, and whether others computed meanwhile."""
     try:
-        bench.products("F16", bench.buffer_type(TYPES["F16"][0]), _CACHED_BYTES, _FEW_ROWS, 8)
-        return bench.had < _OWN * threads * bench.spent
-    finally:
-        bench.close()
+        return measure("CPU", device, threads, available_memory(), on_step), False
+    except _Disturbed:
+        return _scaled(measure("CPU", device, 1, available_memory(), on_step), threads), True
 
 
 def _scaled(one: Figures, threads: int) -> Figures:
@@ -332,11 +343,7 @@ def main() -> int:
             _print({"done": done, "total": total})
 
         handle = ggml.ggml_backend_dev_by_type(_CPU_DEVICE)
-        # Threads that wait for one which others keep from the processor measure nothing but that.
-        was_busy = threads > 1 and _is_busy(handle, threads)
-        processor = measure("CPU", handle, 1 if was_busy else threads, available_memory(), step)
-        if was_busy:
-            processor = _scaled(processor, threads)
+        processor, was_busy = _processor(handle, threads, step)
         found = []
         for device in others:
             handle = ggml.ggml_backend_dev_by_name(device.name.encode())

@@ -67,8 +67,9 @@ def memory() -> Iterator[Finding]:
 
 
 def speed(anew: bool) -> Iterator[Finding]:
-    """How fast the processor reads memory and the usual quantizations; measured where that was not done, or `anew`."""
-    is_new = anew or not measured.machine(may_measure=False)
+    """How fast the processor reads memory and the usual quantizations; measured where need be, or `anew`."""
+    kept = measured.machine(may_measure=False)
+    anew = anew or (kept is not None and kept.was_busy)
     with ProgressLine() as line:
         machine = measured.machine(
             anew=anew, on_progress=lambda share: line.show(f"measuring the processor's speed: {share:.0%}")
@@ -85,11 +86,11 @@ def speed(anew: bool) -> Iterator[Finding]:
             "could not be measured; the usual figures for so many cores are taken",
             "`localchat doctor --measure` tries again",
         )
-    elif is_new and _used_by_others() > _BUSY:
+    elif machine.was_busy:
         yield Finding(
             "warning",
             "speed",
-            f"{found}: too little, as other programs were busy while it was measured",
+            f"{found}: concluded from one thread, as other programs were busy while it was measured",
             "`localchat doctor --measure` on a quieter machine",
         )
     else:
