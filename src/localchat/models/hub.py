@@ -20,6 +20,7 @@ from localchat.models.transfer.download import SourceFailed, retrying
 from localchat.models.transfer.partial import Pin
 from localchat.models.transfer.progress import Meter
 from localchat.models.transfer.transport import Cancelled, Reply, host_of, request
+from localchat.safe_text import safe_line
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -115,6 +116,9 @@ def explain(reply: Reply) -> str:
     """What a hub's refusal means, in a few words with the next step where there is one."""
     code = reply.headers.get("x-error-code", "")
     meaning = _BY_CODE.get(code) or _BY_STATUS.get(reply.status) or f"answered {reply.status}"
+    if code == "GatedRepo":
+        repo = "/".join(urlsplit(reply.url).path.strip("/").split("/")[:2])
+        meaning = meaning.replace("the model's page", safe_line(f"{endpoint()}/{repo}"))
     return f"{host_of(reply.url)} {meaning}"
 
 
