@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,12 @@ from localchat.settings import settings
 
 STARTER = "smollm2-135m"
 T = TypeVar("T")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl+C work in the commands that are tested: a job in the background of a script inherits it as ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def forget_home() -> None:
