@@ -22,10 +22,7 @@ def make_ready(name: str, progress: ProgressLine) -> None:
             what = f"{name} is not here yet: fetching it" if name else "no model is here yet: fetching the starter"
             progress.note(f"{what}, once{amount}")
             begun = True
-        if state.notice:
-            progress.note(state.notice)
-        elif state.total or state.done:
-            progress.show(describe_fetch(state), also_plain=True)
+        show_fetch(state, progress)
 
     with kept_when_stopped():
         file = ensure(name or None, on_progress=on_progress)
@@ -39,6 +36,14 @@ def kept_when_stopped() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted("stopped: what was fetched so far is kept, and asking again goes on from there") from None
+
+
+def show_fetch(state: FetchProgress, progress: ProgressLine) -> None:
+    """Show where a fetch is; what it has to say stays."""
+    if state.notice:
+        progress.note(state.notice)
+    elif state.total or state.done:
+        progress.show(describe_fetch(state), also_plain=True)
 
 
 def describe_fetch(state: FetchProgress) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import click
 
+from localchat.cli.circumstances import circumstances
 from localchat.cli.progress import size as in_words
 from localchat.client import measured
-from localchat.client.local import held_by_engine
 from localchat.models import overview
 from localchat.models.assess import Circumstances
 from localchat.models.overview import Row
@@ -31,14 +30,11 @@ def command(every: bool, words: str | None, context: int | None, as_json: bool) 
 
     Memory, fit and speed are for this machine as it is now: against the memory that is free, with its measured speed.
     """
-    machine = measured.quick()
-    circumstances = Circumstances.now(
-        machine=machine, context=context, freed=held_by_engine(), devices=measured.gpus() if machine.devices else ()
-    )
+    now = circumstances(measured.quick(), context)
     if words is not None:
-        rows = overview.searched(words, circumstances, _SEARCHED)
+        rows = overview.searched(words, now, _SEARCHED)
     else:
-        rows = overview.rows(circumstances, every_quantization=every)
+        rows = overview.rows(now, every_quantization=every)
     if as_json:
         print(json_text(rows))
         return
@@ -46,7 +42,7 @@ def command(every: bool, words: str | None, context: int | None, as_json: bool) 
         print(f"The hub has no GGUF model that matches {safe_line(words)!r}.")
         return
     print(_table(rows))
-    print("\n" + "\n".join(safe_line(line) for line in _remarks(rows, circumstances, words)))
+    print("\n" + "\n".join(safe_line(line) for line in _remarks(rows, now, words)))
 
 
 def _speed(row: Row) -> str:
@@ -105,16 +101,15 @@ def _table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _remarks(rows: list[Row], circumstances: Circumstances, words: str | None) -> list[str]:
+def _remarks(rows: list[Row], now: Circumstances, words: str | None) -> list[str]:
     """What the figures stand on, what is recommended, and where things are."""
     remarks = []
     best = next((row for row in rows if row.recommended), None)
     if best:
         fetch = "" if best.installed else f"; `localchat pull {best.name}` fetches it"
         remarks.append(f"* {best.name} is recommended here: {best.recommended}{fetch}.")
-    figures: dict[str, Any] = {"free": in_words(circumstances.available), "context": f"{circumstances.context:,}"}
-    remarks.append("Memory is for a context of {context} tokens; {free} are free now.".format(**figures))
-    if circumstances.machine.is_guess:
+    remarks.append(f"Memory is for a context of {now.context:,} tokens; {in_words(now.available)} are free now.")
+    if now.machine.is_guess:
         remarks.append("Speeds are a guess until `localchat doctor` or `localchat pull` has measured this machine.")
     if words is not None:
         remarks.append(

@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
-from localchat.cli.fetching import describe_fetch, kept_when_stopped
+from localchat.cli.circumstances import circumstances
+from localchat.cli.fetching import kept_when_stopped, show_fetch
 from localchat.cli.progress import ProgressLine, size, write_aside
 from localchat.client import measured
-from localchat.client.local import held_by_engine
 from localchat.errors import NoSuchModel, UsageError
-from localchat.machine import Machine
 from localchat.models import plan as plans
 from localchat.models import sources, store
-from localchat.models.assess import Circumstances
 from localchat.models.fetch import THIS_MACHINE, FetchProgress, fetch_files
 from localchat.models.plan import Plan
 from localchat.paths import paths
@@ -63,7 +61,7 @@ def _plan(name: str, context: int | None, sha256: str | None, progress: Progress
         progress.show(f"measuring this machine, once, to choose what is fast here: {done:.0%}")
 
     try:
-        plan = plans.make(name, _circumstances(measured.quick(), context), sha256=sha256)
+        plan = plans.make(name, circumstances(measured.quick(), context), sha256=sha256)
     except NoSuchModel:
         # It may be a model that is here under a name of its own.
         with suppress(NoSuchModel):
@@ -75,13 +73,7 @@ def _plan(name: str, context: int | None, sha256: str | None, progress: Progress
     # There was a choice, and what is fast here was only guessed.
     machine = measured.machine(on_progress=on_progress) or measured.quick()
     progress.clear()
-    return plans.make(name, _circumstances(machine, context), sha256=sha256)
-
-
-def _circumstances(machine: Machine, context: int | None) -> Circumstances:
-    return Circumstances.now(
-        machine=machine, context=context, freed=held_by_engine(), devices=measured.gpus() if machine.devices else ()
-    )
+    return plans.make(name, circumstances(machine, context), sha256=sha256)
 
 
 def _fetch(plan: Plan, progress: ProgressLine) -> None:
@@ -90,10 +82,7 @@ def _fetch(plan: Plan, progress: ProgressLine) -> None:
     def on_progress(state: FetchProgress) -> None:
         nonlocal was_here
         was_here = was_here and state.source == THIS_MACHINE
-        if state.notice:
-            progress.note(state.notice)
-        elif state.total or state.done:
-            progress.show(describe_fetch(state), also_plain=True)
+        show_fetch(state, progress)
 
     with kept_when_stopped():
         file = fetch_files(plan.files, on_progress=on_progress)

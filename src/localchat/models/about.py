@@ -23,7 +23,9 @@ _LARGEST_NUMBER = 1 << 40
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts of one model. Counts are 0, and texts empty, where the file does not say; `types` are bytes by type."""
+    """The facts of one model. Counts are 0, and texts empty, where the file does not say; `weights` are bytes
+    by part and tensor type.
+    """
 
     architecture: str
     name: str = ""

@@ -41,14 +41,8 @@ def ensure(
     Without a name and with nothing installed that is the settings' model, else the starter. Raises what
     `store.resolve` raises, `FetchError` where it cannot be brought, and `Interrupted`.
     """
-    checking = Meter(THIS_MACHINE, 0, on_progress)
-
-    def on_hashed(done: int, total: int) -> None:
-        checking.total(total)
-        checking.at(done)
-
     try:
-        return store.resolve(name, on_hashed=on_hashed, cancelled=cancelled)
+        return store.resolve(name, on_hashed=Meter(THIS_MACHINE, 0, on_progress).hashed, cancelled=cancelled)
     except NoSuchModel:
         asked = name or settings().model
         hit = catalogue().find(asked) if asked else (catalogue().starter, None)
@@ -172,16 +166,11 @@ def _from_first_source(
 def _is_there(place: Path, wanted: Wanted, on_progress: OnProgress | None, cancelled: Cancelled | None) -> bool:
     """Whether the file is here, or another process brought it meanwhile; a damaged one is fetched anew and replaced."""
     checking = Meter(THIS_MACHINE, wanted.size or 0, on_progress)
-
-    def on_hashed(done: int, total: int) -> None:
-        checking.total(total)
-        checking.at(done)
-
     if not place.is_file():
         return False
     try:
         found = records.verified(
-            place, pinned=wanted.sha256, pinned_size=wanted.size, on_hashed=on_hashed, cancelled=cancelled
+            place, pinned=wanted.sha256, pinned_size=wanted.size, on_hashed=checking.hashed, cancelled=cancelled
         )
     except DamagedFile as damaged:
         checking.say(f"{damaged.message.partition(': ')[0]}: it has to be fetched again")

@@ -17,11 +17,11 @@ import msgspec
 from localchat.errors import FetchError, LocalchatError
 from localchat.models import about, plan, store
 from localchat.models.about import About
-from localchat.models.assess import READABLE_DECODE, Assessment, Circumstances, assess, choose
+from localchat.models.assess import READABLE_DECODE, Assessment, Circumstances, assess
 from localchat.models.catalogue import Entry, Quantization, catalogue
 from localchat.models.fit import Verdict
-from localchat.models.names import is_projector
 from localchat.models.store import ModelFile
+from localchat.models.upkeep import projectors
 
 if TYPE_CHECKING:
     from localchat.models.repos import Repo
@@ -83,10 +83,8 @@ def rows(circumstances: Circumstances, *, every_quantization: bool = False) -> l
                 for one in every
             ]
         elif not any(name == entry.name for name, _ in known):
-            choice = plan.candidates(entry, circumstances)
-            chosen = choose(choice)
-            wanted = chosen[0] if chosen else min(choice, key=lambda one: one[0].size or 1 << 60)[0]
-            offered += [_offered(entry, one, entry.name, how) for one, _, how in choice if one is wanted]
+            quantization, how, _ = plan.suited(entry, circumstances)
+            offered.append(_offered(entry, quantization, entry.name, how))
     found += offered
     _recommend(found)
     return found
@@ -155,7 +153,7 @@ def _installed(
     abilities: list[str] = list(entry.abilities) if entry else []
     if not abilities and facts:
         abilities = ["thinking"] if facts.thinks else []
-        abilities += ["vision"] if any(is_projector(one.name) for one in file.path.parent.glob("*.gguf")) else []
+        abilities += ["vision"] if projectors.in_folder(file.path.parent) else []
     return _row(
         Row(
             name=file.name,

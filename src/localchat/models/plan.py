@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,8 +60,7 @@ class Plan:
     @property
     def size(self) -> int | None:
         """Bytes of all files; None where one of them is not known."""
-        sizes = [file.size for file in self.files]
-        return None if None in sizes else sum(size for size in sizes if size)
+        return _in_all(file.size for file in self.files)
 
     @property
     def is_here(self) -> bool:
@@ -97,7 +96,7 @@ def make(name: str, circumstances: Circumstances | None = None, *, sha256: str |
         found = listing(of_hub.repo, of_hub.revision)
         return of_repo(found, circumstances, label=of_hub.label, file=of_hub.file, sha256=sha256)
     if "://" in name:
-        return _of_address(name, sha256)
+        return _of_address(name, circumstances, sha256)
     if name.lower().endswith(".gguf") and path_of(name):
         raise UsageError(
             f"{safe_line(name)} is a file on this machine: `localchat import {safe_line(name)}` takes it in"
@@ -108,12 +107,10 @@ def make(name: str, circumstances: Circumstances | None = None, *, sha256: str |
 def of_entry(entry: Entry, quantization: Quantization | None, circumstances: Circumstances | None = None) -> Plan:
     """The plan for a catalogue entry, in the quantization that suits this machine unless one is given."""
     circumstances = circumstances or Circumstances.now()
-    assessed = {one.name: assess_entry(entry, one, circumstances) for one in entry.quantization}
-    why = ""
     if quantization is None:
-        chosen = choose(candidates(entry, circumstances))
-        quantization, why = chosen or (min(entry.quantization, key=lambda one: one.size or 1 << 60), "")
-        why = why if len(entry.quantization) > 1 else ""
+        quantization, assessment, why = suited(entry, circumstances)
+    else:
+        assessment, why = assess_entry(entry, quantization, circumstances), ""
     files = [wanted_files.of_entry(entry, quantization)]
     if entry.projector:
         files.append(wanted_files.of_entry(entry, entry.projector))
@@ -121,17 +118,22 @@ def of_entry(entry: Entry, quantization: Quantization | None, circumstances: Cir
         f"{entry.name}:{quantization.name}",
         quantization.label,
         tuple(files),
-        assessed[quantization.name],
+        assessment,
         circumstances.available,
-        why,
+        why if len(entry.quantization) > 1 else "",
         entry.license,
     )
 
 
-def candidates(entry: Entry, circumstances: Circumstances) -> list[tuple[Quantization, str, Assessment]]:
-    """The files of an entry among which is chosen: those whose size is known, where that is known of any."""
+def suited(entry: Entry, circumstances: Circumstances) -> tuple[Quantization, Assessment, str]:
+    """The quantization of an entry that suits this machine, how it would do, and why it; the smallest where none fits.
+
+    It is one whose size is known, where that is known of any.
+    """
     known = [one for one in entry.quantization if one.size] or entry.quantization
-    return [(one, one.label, assess_entry(entry, one, circumstances)) for one in known]
+    assessed = [(one, one.label, assess_entry(entry, one, circumstances)) for one in known]
+    quantization, why = choose(assessed) or (min(known, key=lambda one: one.size or 1 << 60), "")
+    return quantization, next(how for one, _, how in assessed if one is quantization), why
 
 
 def assess_entry(entry: Entry, quantization: Quantization, circumstances: Circumstances) -> Assessment:
@@ -156,8 +158,13 @@ class Offer:
     @property
     def size(self) -> int | None:
         """Bytes of all parts; None where the hub does not say."""
-        sizes = [part.size for part in self.parts]
-        return None if None in sizes else sum(size for size in sizes if size)
+        return _in_all(part.size for part in self.parts)
+
+
+def _in_all(sizes: Iterable[int | None]) -> int | None:
+    """The sum; None where one of them is not known."""
+    known = list(sizes)
+    return None if None in known else sum(size for size in known if size)
 
 
 def offers(repo: Repo) -> list[Offer]:
@@ -186,7 +193,7 @@ def of_repo(
     sha256: str | None = None,
 ) -> Plan:
     """The plan for a repo of a hub. Raises `NoSuchModel`, listing what it has where that is not there."""
-    there = offers(repo)
+    there = everything = offers(repo)
     shown = safe_line(repo.name)
     if not there:
         raise NoSuchModel(
@@ -196,7 +203,7 @@ def of_repo(
     if file:
         there = [offer for offer in there if file in (offer.parts[0].path, offer.parts[0].path.rpartition("/")[2])]
         if not there:
-            names = ", ".join(safe_line(offer.parts[0].path) for offer in offers(repo)[:6])
+            names = ", ".join(safe_line(offer.parts[0].path) for offer in everything[:6])
             raise NoSuchModel(f"{shown} has no model {safe_line(file)}: it has {names}")
     if label:
         mine = [offer for offer in there if offer.label.upper() == label.upper()]
@@ -226,7 +233,7 @@ def of_repo(
     chosen = choose(assessed)
     offer, why = chosen or (min(there, key=lambda one: one.size or 1 << 60), "")
     assessment = next(one[2] for one in assessed if one[0] is offer)
-    is_clear = offer.label != "?" and [one.label for one in offers(repo)].count(offer.label) == 1
+    is_clear = offer.label != "?" and [one.label for one in everything].count(offer.label) == 1
     name = f"{repo.name}:{offer.label.lower()}" if is_clear else f"{repo.name}/{offer.parts[0].path}"
     files = [_wanted(name, repo, part) for part in offer.parts]
     if sha256 is not None:
@@ -328,7 +335,7 @@ def _endpoint() -> str:
     return urlsplit(hub.endpoint()).netloc
 
 
-def _of_address(url: str, sha256: str | None) -> Plan:
+def _of_address(url: str, circumstances: Circumstances, sha256: str | None) -> Plan:
     """The plan for a file at a plain web address, which promises nothing about it."""
     from localchat.models.transfer.transport import TransportError, check_url
 
@@ -348,6 +355,5 @@ def _of_address(url: str, sha256: str | None) -> Plan:
     if len(split_siblings(name)) > 1:
         raise UsageError(f"{safe_line(name)} is one of several parts: fetch each and `localchat import` the first")
     wanted = wanted_files.of_address(str(place), PurePosixPath(place), url, None, sha256)
-    circumstances = Circumstances.now()
-    unknown = assess(circumstances, label="", size=None, shape=None)
-    return Plan(str(place), label_in(name) or "?", (wanted,), unknown, circumstances.available)
+    assessment = assess(circumstances, label="", size=None, shape=None)
+    return Plan(str(place), label_in(name) or "?", (wanted,), assessment, circumstances.available)

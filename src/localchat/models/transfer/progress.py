@@ -66,6 +66,11 @@ class Meter:
             self._told = now
             self._tell("")
 
+    def hashed(self, done: int, total: int) -> None:
+        """Report how far the hashing of a file is (`records.OnHashed`)."""
+        self.total(total)
+        self.at(done)
+
     def say(self, notice: str) -> None:
         """Pass a sentence on at once."""
         self._tell(notice)
