@@ -93,6 +93,36 @@ class DamagedFile(LocalchatError):
     status = 422
 
 
+class ChatsError(LocalchatError):
+    """The conversations on disk cannot be read or written."""
+
+    code = "chats_failed"
+
+
+class ChatsLocked(ChatsError):
+    """Another program holds the file, and did not let go in time."""
+
+
+class ChatsReadOnly(ChatsError):
+    """The file or its folder cannot be written."""
+
+
+class ChatsDiskFull(ChatsError):
+    """There is no room for what was to be kept."""
+
+
+class ChatsDamaged(ChatsError):
+    """The file is not what SQLite wrote."""
+
+    exit_code = 8
+
+
+class NoSuchChat(ChatsError):
+    """No chat goes by that number."""
+
+    exit_code = 2
+
+
 class Interrupted(LocalchatError):
     """The person, or the other end of the pipe, asked to stop."""
 

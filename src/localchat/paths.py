@@ -51,6 +51,11 @@ class Paths:
         return self.data / "models"
 
     @property
+    def chats(self) -> Path:
+        """The conversations, in a folder of their own with what SQLite and its copies put beside them."""
+        return self.data / "chats" / "chats.db"
+
+    @property
     def host_log(self) -> Path:
         """What the engine process wrote, the last run at the end."""
         return self.state / "host.log"

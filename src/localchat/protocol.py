@@ -98,6 +98,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     template can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it.
     `progress`: send progress chunks (they have no choices, which foreign clients do not expect). `verified_only`:
     refuse a model file that has to be hashed first (`needs_verification`), so that the client can do that and show it.
+    `continue_final`: the last message is an answer that broke off, and the model goes on where it ends.
     """
 
     overflow: Literal["error", "slide"] = "error"
@@ -106,6 +107,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     gpu_layers: Count | None = None
     progress: bool = False
     verified_only: bool = False
+    continue_final: bool = False
 
 
 class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):

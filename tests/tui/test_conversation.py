@@ -6,7 +6,8 @@ from fake_engine import finish, progress, say, think, usage
 
 from localchat.errors import EngineFailed
 from localchat.protocol import Choice, Chunk, Delta, Extras, Message, Report, Sampling, StreamOptions
-from localchat.tui.conversation import Conversation, Reply
+from localchat.chats.reply import Reply
+from localchat.tui.conversation import Conversation
 
 
 def take(reply: Reply, *steps: list, now: float = 0.0) -> None:

@@ -13,9 +13,10 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
 
+from localchat.chats.reply import Reply
 from localchat.protocol import Chunk
 from localchat.tui.actions import bindings
-from localchat.tui.conversation import Conversation, Reply
+from localchat.tui.conversation import Conversation
 from localchat.tui.exchange import Ended, Engine, Exchange, Preparation, Prepared, Preparing, ask_who_answers
 from localchat.tui.screens.keys import KeySheet
 from localchat.tui.widgets.composer import Composer

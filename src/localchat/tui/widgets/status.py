@@ -8,8 +8,8 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
-from localchat.tui.conversation import Reply
 
 _BETWEEN = "  ·  "
 

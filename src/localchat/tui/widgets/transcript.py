@@ -7,8 +7,9 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
-from localchat.tui.conversation import Reply, Turn
+from localchat.tui.conversation import Turn
 from localchat.tui.widgets.turns import PromptView, ReplyView
 
 

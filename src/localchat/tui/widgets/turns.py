@@ -8,9 +8,9 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from localchat.chats.reply import Reply
 from localchat.errors import LocalchatError
 from localchat.safe_text import safe_line, safe_text
-from localchat.tui.conversation import Reply
 from localchat.tui.widgets.page import Page
 from localchat.tui.widgets.status import duration, tokens
 
