@@ -232,7 +232,10 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(
         'model = "m"\nsystem = "s"\nengine = "http://x"\noffline = true\nidle = 5\nthreads = 2\ncontext = 100\n'
-        "gpu_layers = 0\nshow_thinking = true\n[options]\ntemperature = 0\nseed = 0\n"
+        "gpu_layers = 0\nshow_thinking = true\n"
+        'theme = "light"\nvim = true\nnewline_on_enter = true\nsidebar = true\ntitles = false\nkeep_asks = false\n'
+        "[options]\ntemperature = 0\nseed = 0\n"
+        '[presets.short]\nsystem = "Be brief."\ntop_p = 0.5\n[keys]\nagain = "ctrl+y"\n'
     )
     found = settings_module.load(file)
     assert msgspec.structs.asdict(found) == {
@@ -246,7 +249,16 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         "gpu_layers": 0,
         "show_thinking": True,
         "options": protocol.Sampling(temperature=0, seed=0),
+        "presets": {"short": settings_module.Preset(system="Be brief.", top_p=0.5)},
+        "theme": "light",
+        "vim": True,
+        "newline_on_enter": True,
+        "sidebar": True,
+        "titles": False,
+        "keep_asks": False,
+        "keys": {"again": "ctrl+y"},
     }
+    assert found.presets["short"].sampling() == protocol.Sampling(top_p=0.5)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +285,10 @@ def test_faults_are_said_plainly(problem: str, said: str) -> None:
         ('system = """\ntop_p = 1\n"""\noptions = { seed = 1, top_p = 3 }\n', 4, "options.top_p"),
         ('"idle" = "x"\n', 1, "idle"),
         ("  idle   =   'x' # idle\n", 1, "idle"),
+        ('vim = true\ntheme = "drak"\n', 2, "theme"),
+        ("[presets.a]\ntop_p = 1\n[presets.b]\ntop_p = 3\n", 4, "presets.b.top_p"),
+        ("[presets.a]\nfoo = 1\n", 2, "presets.a.foo"),
+        ('[keys]\nsend = "f9"\nagain = 3\n', 3, "keys.again"),
     ],
 )
 def test_the_line_of_a_fault_is_found(tmp_path: Path, text: str, line: int, key: str) -> None:
@@ -281,6 +297,12 @@ def test_the_line_of_a_fault_is_found(tmp_path: Path, text: str, line: int, key:
     with pytest.raises(UsageError) as raised:
         settings_module.load(file)
     assert f"{file}, line {line}, key {key}: " in raised.value.message
+
+
+def test_what_can_be_chosen_is_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('theme = "drak"\n')
+    with pytest.raises(UsageError, match='it takes "dark" or "light" or "contrast" or "ansi"$'):
+        settings_module.load(tmp_path / "settings.toml")
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("0", False), ("", False)])

@@ -6,7 +6,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -17,6 +17,17 @@ from localchat.safe_text import safe_line
 
 T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(gt=0)]
+ThemeName = Literal["dark", "light", "contrast", "ansi"]
+
+
+class Preset(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A system prompt and sampling values under one name; what it leaves out is the model's own choice."""
+
+    system: str | None = None
+
+    def sampling(self) -> Sampling:
+        """The sampling values on their own."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__struct_fields__})
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +66,31 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     options: Sampling = Sampling()
     """Sampling defaults: temperature, top_p, top_k, min_p, repeat_penalty, seed and the like."""
+
+    presets: dict[str, Preset] = {}
+    """Named system prompts with sampling values (`[presets.NAME]`), to choose from in the settings of a chat."""
+
+    theme: ThemeName = "dark"
+    """The chat's colours; "ansi" takes the terminal's own sixteen. The key that changes the theme wins until this line
+    is changed."""
+
+    vim: bool = False
+    """Move by vim's keys while reading, and edit in its normal mode while writing."""
+
+    newline_on_enter: bool = False
+    """Enter begins a new line and Ctrl+J sends, instead of the other way round."""
+
+    sidebar: bool = False
+    """Show the list of chats from the start."""
+
+    titles: bool = True
+    """Let the model give each chat its title; otherwise that is the first words of the chat."""
+
+    keep_asks: bool = True
+    """Keep what `localchat ask` was asked and answered, apart from the chats."""
+
+    keys: dict[str, str] = {}
+    """Keys of your own for the chat's actions, by the action's name: `again = "ctrl+y"`; several with commas."""
 
 
 @cache
@@ -99,13 +135,34 @@ def decode_toml(file: Path, raw: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `")
         steps = _steps(where)
+        if "[...]" in where:
+            steps.insert(1, _faulty(kind, data, str(steps[0])))
         unknown = re.search(r"unknown field `(.+?)`", problem)
         if unknown:
             steps.append(unknown[1])
             problem = "there is no such key"
+        if problem.startswith("Invalid enum value") and (choices := _choices(kind, steps)):
+            problem = f"it takes {' or '.join(choices)}"
         # A fault of the whole file (an entry listed twice) says by itself where to look.
         where = f", line {_line_of(text, steps)}, key {_spoken(data, steps)}" if steps else ""
         raise UsageError(f"{file}{where}: {plainly(problem)}") from error
+
+
+def _faulty(kind: Any, data: dict[str, Any], key: str) -> str:
+    """The name of the first wrong entry in the table at `key`: msgspec does not say which it is."""
+    of = get_args(get_type_hints(kind, include_extras=True)[key])[1]
+    for name, entry in data[key].items():
+        try:
+            msgspec.convert(entry, of)
+        except msgspec.ValidationError:
+            return str(name)
+    return "?"
+
+
+def _choices(kind: Any, steps: list[str | int]) -> list[str]:
+    """The texts that a key of a settings struct may have, where those are few."""
+    hints = get_type_hints(kind) if len(steps) == 1 else {}
+    return [f'"{choice}"' for choice in get_args(hints.get(str(steps[0])) if steps else None)]
 
 
 _KINDS = {

@@ -10,7 +10,7 @@ import pytest
 from localchat import protocol
 from localchat.client.connect import connect_if_running
 from localchat.client.local import LocalEngine
-from localchat.errors import NeedsVerification
+from localchat.errors import NeedsVerification, UsageError
 from tests.conftest import run_cli, start_cli, status_of, wait_for
 from tests.tiny_models import LETTERS, write_model
 
@@ -91,3 +91,23 @@ def test_a_catalogue_that_is_edited_is_seen_by_a_running_host(empty_home: Path) 
         '[[model.quantization.source]]\nkind = "hub"\nrepo = "me/mine"\nrevision = "main"\nfile = "mine.gguf"\n'
     )
     list(LocalEngine().chat(question("pet", None)))
+
+
+def test_an_answer_that_broke_off_is_continued_where_it_ended(model: str) -> None:
+    def said(*messages: protocol.Message, tokens: int, go_on: bool = False) -> str:
+        extras = protocol.Extras(continue_final=go_on)
+        request = protocol.ChatRequest(
+            messages=list(messages), model=model, stream=True, max_tokens=tokens, temperature=0, localchat=extras
+        )
+        chunks = LocalEngine().chat(request)
+        return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+    hi = protocol.Message("user", "hi")
+    whole = said(hi, tokens=40)
+    assert len(whole) == 40
+    begun = protocol.Message("assistant", whole[:15])
+    assert said(hi, begun, tokens=25, go_on=True) == whole[15:]
+    with pytest.raises(UsageError, match="end with a question"):
+        said(hi, begun, tokens=5)
+    with pytest.raises(UsageError, match="end with an answer to go on with"):
+        said(hi, tokens=5, go_on=True)

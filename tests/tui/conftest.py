@@ -10,6 +10,8 @@ import pytest
 from fake_engine import FakeEngine
 from textual.pilot import Pilot
 
+from localchat.chats.records import ChatSettings
+from localchat.chats.reply import Reply
 from localchat.client import engine_at
 from localchat.paths import paths
 from localchat.settings import settings
@@ -43,7 +45,9 @@ class Bench:
         self.clock = clock
 
     def app(self, **options: object) -> ChatApp:
-        app = ChatApp(engine_at(self.engine.url), clock=self.clock, **options)  # type: ignore[arg-type]
+        rest = {name: options.pop(name) for name in ("prepare", "chat") if name in options}
+        wanted = ChatSettings(**options)  # type: ignore[arg-type]
+        app = ChatApp(engine_at(self.engine.url), wanted, clock=self.clock, **rest)  # type: ignore[arg-type]
         app.animation_level = "none"
         self.current = app
         return app
@@ -85,7 +89,7 @@ class Bench:
 
     @property
     def replies(self) -> list:
-        return [reply for turn in self.screen.conversation.turns for reply in turn.attempts]
+        return [item.content for item in self.screen.session.items() if isinstance(item.content, Reply)]
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,7 @@ class Reply:
     reasoning_tokens: int = 0
     text_tokens: int = 0
     _first_tokens: int = 0
+    _before: int = 0
     _thinking_from: float | None = None
     _thinking_until: float | None = None
     _answering_from: float | None = None
@@ -88,6 +89,14 @@ class Reply:
             _thinking_until=None if told.thinking_ms is None else told.thinking_ms / 1000,
         )
 
+    def resume(self, now: float) -> None:
+        """It is being gone on with: what came stays, how it ended is forgotten."""
+        self.asked_at, self.state, self.error, self.finish_reason, self.warnings = now, "waiting", None, None, []
+        self.usage = self.timings = self.progress = None
+        self._before = self._tokens
+        self._answering_from = self._over_at = None
+        self._first_tokens = 0
+
     @property
     def running(self) -> bool:
         """Whether more may come."""
@@ -114,7 +123,7 @@ class Reply:
                 self.state, self.progress = report.progress.stage, report.progress
         told = chunk.localchat.completion_tokens if chunk.localchat else None
         for choice in chunk.choices:
-            came = 1 if told is None else max(0, told - self._tokens)
+            came = 1 if told is None else max(0, told + self._before - self._tokens)
             if thought := choice.delta.reasoning_content:
                 self._begin_thinking(now)
                 self.reasoning += thought

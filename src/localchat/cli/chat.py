@@ -38,22 +38,11 @@ def open_chat(wanted: Wishes, engine_url: str | None) -> int:
 
     engine = engine_at(engine_url or settings().engine)
 
-    def prepare(on_progress: Callable[[str], None]) -> None:
+    def prepare(model: str, on_progress: Callable[[str], None]) -> None:
         from localchat.cli.fetching import describe_fetch
         from localchat.models.fetch import ensure
 
-        ensure(wanted.model or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state)))
+        ensure(model or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state)))
 
-    run(
-        engine,
-        model=wanted.model,
-        system=wanted.system,
-        sampling=wanted.sampling,
-        max_tokens=wanted.other.max_tokens,
-        context=wanted.other.context,
-        gpu_layers=wanted.other.gpu_layers,
-        stop=wanted.other.stop,
-        thinking=wanted.other.thinking,
-        prepare=prepare if engine.is_local else None,
-    )
+    run(engine, wanted.chat_settings(), prepare=prepare if engine.is_local else None)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from localchat.chats.records import ChatSettings
 from localchat.errors import UsageError
 from localchat.paths import paths
 from localchat.protocol import Count, PositiveCount, Sampling
@@ -37,6 +38,10 @@ class Wishes:
     system: str | None
     sampling: Sampling
     other: ModelOptions
+
+    def chat_settings(self) -> ChatSettings:
+        """As the settings of a chat."""
+        return ChatSettings(self.model, self.system, self.sampling, **msgspec.structs.asdict(self.other))
 
 
 MODEL_OPTION = click.option(

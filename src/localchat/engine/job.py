@@ -94,7 +94,9 @@ class Job:
         self.tokens = list(prompt.tokens)
         self.sampling = sampling
         self.limit = limit
-        self.text = AnswerText(prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops)
+        self.text = AnswerText(
+            prompt.tags, prompt.inside_thinking, self.request.stop_strings() + prompt.stops, prompt.goes_on
+        )
 
     def seat(self, sequence: Sequence) -> None:
         """Take a sequence; its tokens are a prefix of this job's."""

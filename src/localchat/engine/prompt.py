@@ -33,6 +33,7 @@ class Prompt:
     tokens: list[int]
     tags: ThinkingTags | None = None
     inside_thinking: bool = False
+    goes_on: bool = False
     stops: list[str] = field(default_factory=list)
     dropped_messages: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -75,16 +76,19 @@ class PromptBuilder:
         *,
         thinking: bool | None = None,
         effort: str | None = None,
+        go_on: bool = False,
         check: Callable[[int], None] = lambda tokens: None,
     ) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
 
-        `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. `check`
-        is called on the way with the tokens that are known of, and may raise. Raises `UsageError` where the template
-        refuses the conversation in every form.
+        `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. With
+        `go_on` the last message is an answer that broke off, and the prompt ends where that does. `check` is called on
+        the way with the tokens that are known of, and may raise. Raises `UsageError` where the template refuses the
+        conversation in every form.
         """
+        begun = messages[-1] if go_on else None
         turns, known = [], 0
-        for message in messages:
+        for message in messages[:-1] if begun else messages:
             check(0)
             content, count = self._guard(message.text())
             turns.append(self._turn(message, content))
@@ -96,11 +100,30 @@ class PromptBuilder:
         else:
             text, stops, warnings = self._render(turns, thinking, effort), [], []
         check(known)
+        tags = self.tags
+        inside = tags is not None and text.rstrip().endswith(tags.open)
+        if begun:
+            text += self._begun(begun, inside)
+            # Once the answer itself has begun, thinking is over: later marks are text.
+            inside, tags = not begun.text() and bool(inside or begun.reasoning_content), None if begun.text() else tags
         tokens = self._tokens(text)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
-        inside = self.tags is not None and text.rstrip().endswith(self.tags.open)
-        return Prompt(tokens, self.tags, inside, stops, 0, warnings)
+        return Prompt(tokens, tags, inside, go_on, stops, 0, warnings)
+
+    def _begun(self, message: Message, inside: bool) -> str:
+        """What an answer that broke off has said so far, as it stands after the generation prompt.
+
+        `inside`: that has opened the thinking already.
+        """
+        content, tags = self._guard(message.text())[0], self.tags
+        thought = self._guard(message.reasoning_content or "")[0]
+        if tags is None:
+            return content
+        if not thought and not inside:
+            return (tags.answer[0] if tags.answer and content else "") + content
+        opened = ("" if inside else f"{tags.open}\n") + thought
+        return f"{opened}\n{tags.close}\n\n{content}" if content else opened
 
     def build_sliding(self, messages: list[Message], limit: int, **switches: Any) -> Prompt:
         """As `build`, but with the oldest turns left out until at most `limit` tokens remain.

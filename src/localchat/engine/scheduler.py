@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from localchat.engine.job import Event, Job, ModelSpec
 from localchat.engine.resident import Resident, Wish
@@ -294,14 +294,17 @@ class Engine:
                     f"the prompt has {tokens} tokens and the context window holds {cap}: {advice}, or start a new chat"
                 )
 
-        prompts, thinking, effort = resident.prompts, extras.thinking, request.reasoning_effort
+        prompts = resident.prompts
+        switches: dict[str, Any] = {
+            "thinking": extras.thinking,
+            "effort": request.reasoning_effort,
+            "go_on": extras.continue_final,
+        }
         if extras.overflow == "slide":
             room = cap - min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
-            prompt = prompts.build_sliding(
-                request.messages, room, thinking=thinking, effort=effort, check=lambda _: check(0)
-            )
+            prompt = prompts.build_sliding(request.messages, room, check=lambda _: check(0), **switches)
         else:
-            prompt = prompts.build(request.messages, thinking=thinking, effort=effort, check=check)
+            prompt = prompts.build(request.messages, check=check, **switches)
         check(len(prompt.tokens))
         job.begin(prompt, resolve(request.sampling(), job.spec.sampling), cap)
 

@@ -111,14 +111,14 @@ class Piece:
 class ThinkingSplitter:
     """Separates thinking from answer. Only the very beginning of an answer can open thinking: later marks are text.
 
-    `inside`: the generation prompt has already opened the thinking.
+    `inside`: the generation prompt has already opened the thinking; `goes_on`: something of it was said before.
     """
 
-    def __init__(self, tags: ThinkingTags | None, *, inside: bool = False) -> None:
+    def __init__(self, tags: ThinkingTags | None, *, inside: bool = False, goes_on: bool = False) -> None:
         self._tags = tags
         self._state = "answer" if tags is None else "thinking" if inside else "start"
         self._held = ""
-        self._skip_space = inside
+        self._skip_space = inside and not goes_on
 
     def feed(self, text: str) -> Piece:
         """Split what has arrived."""
@@ -182,10 +182,11 @@ class AnswerText:
     tags: ThinkingTags | None = None
     inside: bool = False
     stops: list[str] = field(default_factory=list)
+    goes_on: bool = False
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._splitter = ThinkingSplitter(self.tags, inside=self.inside)
+        self._splitter = ThinkingSplitter(self.tags, inside=self.inside, goes_on=self.goes_on)
         self._stops = StopStrings(self.stops)
 
     @property

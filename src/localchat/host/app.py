@@ -144,8 +144,10 @@ def _check(body: protocol.ChatRequest) -> None:
     """Refuse what localchat cannot do, rather than do something else."""
     if not body.messages:
         raise UsageError("the request has no messages: send at least one")
-    if body.messages[-1].role == "assistant":
-        raise UsageError("the last message is the assistant's: end with a question")
+    goes_on = bool(body.localchat and body.localchat.continue_final)
+    if goes_on != (body.messages[-1].role == "assistant"):
+        wanted = "an answer to go on with" if goes_on else "a question"
+        raise UsageError(f"the last message is the {body.messages[-1].role}'s: end with {wanted}")
     unsupported = {
         "n": (body.n or 1) > 1,
         "tools": bool(body.tools),

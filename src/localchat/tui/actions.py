@@ -1,57 +1,168 @@
-"""Everything a person can do in the chat, in one table: it feeds the key bindings, the command palette and F1."""
+"""Everything a person can do in the chat, in one table: it feeds bindings, command palette, slash commands and F1."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from textual.binding import Binding
+
+Where = Literal["chat", "composer", "page", "sidebar"]
+
+_NAMES = {
+    "escape": "Esc",
+    "pageup": "Page Up",
+    "pagedown": "Page Down",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+    "slash": "/",
+    "at": "@",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do: `key` in Textual's spelling, `label` for the palette and the key sheet.
+    """One thing to do: `key` in Textual's spelling (several with commas; "" for none), `label` for palette and F1.
 
-    `method` is the name of the action method of the chat screen (of the app after "app."); without one the key is the
-    composer's own, and here only to be listed.
+    `method` is the name of the action method of the chat screen (of the app after "app."); without one the key is a
+    widget's own, and here only to be listed. `where` the key works: everywhere in the chat, or while composer, page
+    (reading mode) or sidebar has the focus. `slash` is its name as a slash command, whose `argument` is named ("" for
+    none; in brackets where it may be left out).
     """
 
     name: str
     key: str
     label: str
     method: str = ""
+    where: Where = "chat"
+    slash: str = ""
+    argument: str = ""
+
+    def keys(self, own: dict[str, str]) -> str:
+        """The keys in Textual's spelling: the person's `own`, where they set some for this action."""
+        return own.get(self.name, self.key)
 
     @property
     def key_label(self) -> str:
         """The key as a person reads it."""
-        names = {"escape": "Esc", "pageup": "Page Up", "pagedown": "Page Down"}
-        return " ".join(names.get(part, part.title()) for part in self.key.split("+"))
+        return key_label(self.key)
+
+
+def key_label(keys: str) -> str:
+    """Keys in Textual's spelling as a person reads them: "Ctrl R", "Page Up"; alternatives with a comma."""
+    return ", ".join(_one_label(key.strip()) for key in keys.split(",") if key.strip())
+
+
+def _one_label(key: str) -> str:
+    *held, last = key.split("+")
+    # A single letter is pressed as it stands: y is not Y.
+    name = _NAMES.get(last) or (last if len(last) == 1 and not held else last.title())
+    return " ".join([*(part.title() for part in held), name])
 
 
 ACTIONS = (
-    Action("send", "enter", "Send the message"),
-    Action("newline", "ctrl+j", "New line (Shift Enter in some terminals)"),
-    Action("history", "up", "Your earlier messages, from the first line"),
-    Action("stop", "escape", "Stop the answer and keep what came", "stop"),
-    Action("retry", "ctrl+r", "Ask again after a stop or a failure", "retry"),
-    Action("new_chat", "ctrl+n", "Begin a new chat", "new_chat"),
+    # Writing.
+    Action("send", "enter", "Send the message", where="composer"),
+    Action("newline", "ctrl+j", "New line (Shift Enter too, where the terminal reports it)", where="composer"),
+    Action("history", "up", "Your earlier messages, from the first line", where="composer"),
+    Action("attach", "at", "Attach a file: type @ and a part of its name", "attach", "composer", "attach", "FILE"),
+    Action("command", "slash", "A command: type / and a part of its name", where="composer"),
+    Action("editor", "ctrl+g", "Write in your own editor", "editor", "composer", "editor"),
+    # The answer.
+    Action("stop", "escape", "Stop the answer and keep what came", "stop", slash="stop"),
+    Action("again", "ctrl+r", "Ask again: another answer beside the last one", "again", slash="retry"),
+    Action("go_on", "ctrl+o", "Go on with an answer that ended too early", "go_on", slash="continue"),
+    Action("edit", "f2", "Edit your last message: the old one stays beside it", "edit", slash="edit"),
+    # Chats.
+    Action("new_chat", "ctrl+n", "Begin a new chat", "new_chat", slash="new"),
+    Action("last_chat", "ctrl+l", "Go on with your last chat", "last_chat", slash="last"),
+    Action("sidebar", "ctrl+b", "Your chats", "sidebar", slash="chats"),
+    Action("find", "ctrl+f", "Search in everything", "find", slash="find", argument="[WORDS]"),
+    Action("title", "", "Give this chat a title", "title", slash="title", argument="[TITLE]"),
+    Action("export", "", "Write this chat to a file (.md or .json)", "export", slash="export", argument="[FILE]"),
+    Action("delete", "", "Delete this chat (it can be undone)", "delete", slash="delete"),
+    # The model.
+    Action("model", "f3", "Choose another model", "model", slash="model", argument="[NAME]"),
+    Action("settings", "f4", "System prompt, sampling, presets", "settings", slash="settings"),
+    Action("system", "", "Set the system prompt of this chat", "system", slash="system", argument="TEXT"),
+    Action("set", "", "Set a sampling value of this chat", "set", slash="set", argument="NAME VALUE"),
+    Action(
+        "think", "f6", "Let the model think: its own way, yes, no", "think", slash="think", argument="[on|off|auto]"
+    ),
+    Action("overflow", "", "When the window is full: ask me, or slide", "overflow", slash="overflow"),
+    Action("summarise", "", "Put a summary in the place of the older messages", "summarise", slash="summarise"),
+    # Looking.
     Action("thinking", "ctrl+t", "Show or fold the model's thinking", "toggle_thinking"),
+    Action("figures", "f7", "Show or hide the figures of each answer", "toggle_figures", slash="figures"),
+    Action("theme", "f8", "The next theme: dark, light, high contrast, ANSI", "theme", slash="theme"),
     Action("page_up", "pageup", "Scroll back a page", "scroll('page_up')"),
     Action("page_down", "pagedown", "Scroll on a page", "scroll('page_down')"),
-    Action("line_up", "alt+up", "Scroll back a line", "scroll('up')"),
-    Action("line_down", "alt+down", "Scroll on a line", "scroll('down')"),
-    Action("top", "ctrl+home", "Go to the beginning", "scroll('home')"),
-    Action("bottom", "ctrl+end", "Go to the end, and stay there", "scroll('end')"),
+    Action("top", "ctrl+home", "Go to the beginning", "scroll('top')"),
+    Action("bottom", "ctrl+end", "Go to the end, and stay there", "scroll('bottom')"),
+    Action("read", "ctrl+up,alt+up,tab", "Go up into the page, and read by keys", "read"),
     Action("interrupt", "ctrl+c", "Copy the selection, else stop; twice: quit", "interrupt"),
     Action("palette", "ctrl+p", "Find an action by its name", "app.command_palette"),
-    Action("keys", "f1", "All keys", "keys"),
-    Action("quit", "ctrl+q", "Quit", "app.quit"),
+    Action("keys", "f1", "All keys", "keys", slash="help"),
+    Action("suspend", "ctrl+z", "Suspend to the shell (`fg` comes back)", "app.suspend_process"),
+    Action("quit", "ctrl+q", "Quit", "app.quit", slash="quit"),
+    # Reading by keys: while the page has the focus.
+    Action("message_up", "up,k", "The message before", "move(-1, 'message')", "page"),
+    Action("message_down", "down,j", "The message after", "move(1, 'message')", "page"),
+    Action("block_up", "shift+up,K", "The block before", "move(-1, 'block')", "page"),
+    Action("block_down", "shift+down,J", "The block after", "move(1, 'block')", "page"),
+    Action("page_top", "home,g", "The first message", "scroll('top')", "page"),
+    Action("page_bottom", "end,G", "The last message", "scroll('bottom')", "page"),
+    Action("sibling_before", "left,h", "The version before", "walk(-1)", "page"),
+    Action("sibling_after", "right,l", "The version after", "walk(1)", "page"),
+    Action("copy", "y", "Copy the message", "copy", "page", "copy"),
+    Action("copy_code", "c", "Copy the code block", "copy_code", "page", "code"),
+    Action("edit_this", "e", "Edit your message: the old one stays beside it", "edit_this", "page"),
+    Action("again_this", "r", "Ask this again: another answer beside it", "again_this", "page"),
+    Action("go_on_this", "o", "Go on with this answer", "go_on_this", "page"),
+    Action("thinking_this", "t", "Show or fold this answer's thinking", "toggle_this", "page"),
+    Action("link", "u", "Show the links of the message, and open one", "link", "page", "links"),
+    Action("write", "escape,tab,i", "Back to writing", "write", "page"),
+    # The list of chats: its own keys, listed here.
+    Action("list_open", "enter", "Open the chat", where="sidebar"),
+    Action("list_rename", "r", "Rename it", where="sidebar"),
+    Action("list_pin", "p", "Pin it to the top", where="sidebar"),
+    Action("list_delete", "d", "Delete it (u undoes)", where="sidebar"),
+    Action("list_filter", "slash", "Filter by title", where="sidebar"),
+    Action("list_leave", "escape", "Back to writing", where="sidebar"),
 )
 
 
-def bindings() -> list[Binding]:
-    """The chat screen's bindings: they come before the composer's own meaning of a key."""
+def bindings(where: Where, own: dict[str, str]) -> list[Binding]:
+    """The bindings of one place, with the person's `own` keys.
+
+    Those of the chat come before the composer's own meaning of a key; those of the page work only where it has the
+    focus.
+    """
     return [
-        Binding(action.key, action.method, action.label, show=False, priority=True, id=action.name)
+        Binding(keys, action.method, action.label, show=False, priority=where == "chat", id=action.name)
         for action in ACTIONS
-        if action.method and not action.method.startswith("app.")
+        if action.where == where
+        and action.method
+        and not action.method.startswith("app.")
+        and (keys := action.keys(own))
     ]
+
+
+def slash_commands() -> list[tuple[str, str, str]]:
+    """Name, argument and label of each slash command."""
+    return [(action.slash, action.argument, action.label) for action in ACTIONS if action.slash]
+
+
+def by_slash(name: str) -> Action | None:
+    """The action behind a slash command."""
+    return next((action for action in ACTIONS if action.slash == name), None)
+
+
+def labelled(actions: Iterable[Action]) -> list[Action]:
+    """Those actions that can be done by their name: all with a method that need no more to be said."""
+    return [action for action in actions if action.method and action.name != "palette"]

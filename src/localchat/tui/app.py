@@ -17,61 +17,63 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from localchat.protocol import Sampling
+from localchat.chats.keeper import Keeper
+from localchat.chats.records import ChatSettings
 from localchat.settings import is_offline, settings
 from localchat.tui.actions import ACTIONS
-from localchat.tui.conversation import Conversation
-from localchat.tui.exchange import Engine, Preparation, Prepare
+from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.chat import ChatScreen
 from localchat.tui.theme import PAGE
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
+_CLOSING_S = 5.0
 
 
 class ChatApp(App[None], inherit_bindings=False):
-    """The chat. `prepare` runs once, before the first question, where a model has to be fetched first.
+    """The chat. `wanted` goes with new chats; `chat` is the one to open, None a new one.
 
-    `clock` (seconds) is what durations and speeds are measured with.
+    `prepare` makes sure that a model is here and verified, where the engine says it is not. `clock` (seconds) is what
+    durations and speeds are measured with.
     """
 
     TITLE = "localchat"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+q", "quit", "Quit", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="quit"),
+        Binding("ctrl+z", "suspend_process", "Suspend", show=False, priority=True, id="suspend"),
+        Binding("ctrl+p", "command_palette", "Palette", show=False, priority=True, id="palette"),
+    ]
 
     def __init__(
         self,
         engine: Engine,
+        wanted: ChatSettings = ChatSettings(),
         *,
-        model: str = "",
-        system: str | None = None,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        context: int | None = None,
-        stop: list[str] | None = None,
-        thinking: bool | None = None,
-        gpu_layers: int | None = None,
+        chat: int | None = None,
         prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.register_theme(PAGE)
         self.theme = PAGE.name
+        self.keeper = Keeper()
         self._engine = engine
-        self._conversation = Conversation(
-            model, system, sampling or Sampling(), max_tokens, context, stop or [], thinking, gpu_layers
-        )
-        self._preparation = Preparation(prepare)
+        self._wanted = wanted
+        self._chat = chat
+        self._prepare = prepare
         self._clock = clock
         self._signals: list[signal.Signals] = []
+        self.set_keymap(settings().keys)
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
         return ChatScreen(
             self._engine,
-            self._conversation,
-            self._preparation,
+            self.keeper,
+            self._wanted,
+            self._prepare,
             clock=self._clock,
             offline=is_offline(),
-            thinking_open=settings().show_thinking,
+            chat=self._chat,
         )
 
     def on_mount(self) -> None:
@@ -86,7 +88,8 @@ class ChatApp(App[None], inherit_bindings=False):
                     self._signals.append(number)
 
     def on_unmount(self) -> None:
-        """Give the signals back."""
+        """Give the signals back, and have on disk what was written last."""
+        self.keeper.close(_CLOSING_S)
         for number in self._signals:
             asyncio.get_running_loop().remove_signal_handler(number)
 
@@ -98,31 +101,10 @@ class ChatApp(App[None], inherit_bindings=False):
 
 
 def run(
-    engine: Engine,
-    *,
-    model: str = "",
-    system: str | None = None,
-    sampling: Sampling | None = None,
-    max_tokens: int | None = None,
-    context: int | None = None,
-    stop: list[str] | None = None,
-    thinking: bool | None = None,
-    gpu_layers: int | None = None,
-    prepare: Prepare | None = None,
+    engine: Engine, wanted: ChatSettings = ChatSettings(), *, chat: int | None = None, prepare: Prepare | None = None
 ) -> None:
     """Open the chat and return when the person leaves it; raises `SystemExit` where a signal or a fault ended it."""
-    app = ChatApp(
-        engine,
-        model=model,
-        system=system,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        context=context,
-        stop=stop,
-        thinking=thinking,
-        gpu_layers=gpu_layers,
-        prepare=prepare,
-    )
+    app = ChatApp(engine, wanted, chat=chat, prepare=prepare)
     app.run()
     if app.return_code:
         raise SystemExit(app.return_code)

@@ -18,8 +18,8 @@ PART_LINES = 16
 PART_CHARS = 2048
 """A block is cut into parts of at most so many lines and (about) characters while it grows."""
 
-MERGE_CHARS = 1 << 15
-"""Parts that together are longer than this stay apart for good: drawing them as one would be felt."""
+MERGE_CHARS, MERGE_LINES = 1 << 13, 256
+"""Parts that together are longer than one of these stay apart for good: setting them as one would be felt."""
 
 _FENCE = re.compile(r"[ \t]*(`{3,}(?=[^`]*$)|~{3,})")
 _ITEM = re.compile(r"([ \t]*)([-*+]|\d{1,9}[.)])(?=[ \t]|$)")
@@ -86,17 +86,13 @@ class Splitter:
     def settled(self) -> list[Block]:
         """All blocks of the complete text, parts put together."""
         blocks: list[Block] = []
-        whole = 0
+        group: list[Block] = []
         for block in self.frozen + self._with(self._unfinished)._rest():
             if not block.continues:
-                whole = len(blocks)
-                blocks.append(block)
-            else:
-                blocks.append(block)
-                group = blocks[whole:]
-                if sum(len(part.source) for part in group) <= MERGE_CHARS:
-                    blocks[whole:] = [replace(group[0], source="".join(part.source for part in group))]
-        return blocks
+                blocks += _together(group)
+                group = []
+            group.append(block)
+        return blocks + _together(group)
 
     def _with(self, line: str) -> Splitter:
         """A copy, without `frozen`, that has taken `line` too."""
@@ -217,3 +213,11 @@ class Splitter:
 def _indent_of(line: str) -> int:
     start = line[: len(line) - len(line.lstrip(" \t"))]
     return len(start.expandtabs(4))
+
+
+def _together(parts: list[Block]) -> list[Block]:
+    """The parts of one block as one, where that is not too long."""
+    source = "".join(part.source for part in parts)
+    if len(parts) < 2 or len(source) > MERGE_CHARS or source.count("\n") > MERGE_LINES:
+        return parts
+    return [replace(parts[0], source=source)]

@@ -1,14 +1,17 @@
-"""A conversation as it stands: who said what, the answer in progress, and what the next request is."""
+"""What stands on the page: the messages of a path as items, and where the model's sight begins."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import msgspec
-
-from localchat.chats.records import Attachment
+from localchat.chats.records import Attachment, Node
 from localchat.chats.reply import Reply
-from localchat.protocol import ChatRequest, Extras, Message, Sampling, StreamOptions
+from localchat.chats.requests import visible
+from localchat.chats.tree import Tree
+
+FORGOTTEN = "the model no longer sees what is above"
+SUMMARISED = "for the model, a summary stands for what is above"
 
 
 @dataclass(slots=True)
@@ -31,73 +34,37 @@ class Item:
     places: int = 1
 
 
-@dataclass(slots=True)
-class Turn:
-    """A message of the person and every attempt to answer it; the last one counts, none is thrown away."""
-
-    prompt: Message
-    attempts: list[Reply]
-
-    @property
-    def reply(self) -> Reply:
-        """The attempt that counts."""
-        return self.attempts[-1]
+def items(tree: Tree, replies: Mapping[int, Reply]) -> list[Item]:
+    """The path from root to tip; `replies` are answers that are known better than they are kept, by their number."""
+    return [item_of(tree, node, replies) for node in tree.path()]
 
 
-@dataclass(slots=True)
-class Conversation:
-    """The turns so far, and what goes with each request: model, system prompt, sampling, limits (in tokens),
-    stop strings, whether the model shall think, and how many of its layers lie on GPUs.
+def item_of(tree: Tree, node: Node, replies: Mapping[int, Reply]) -> Item:
+    """One message as it stands on the page."""
+    siblings = tree.siblings(node.id)
+    content: Prompt | Reply
+    if node.message.role == "assistant":
+        content = replies.get(node.id) or Reply.of(node)
+    else:
+        content = Prompt(node.message.text(), list(node.attachments))
+    return Item(node.id, content, siblings.index(node.id) + 1, len(siblings))
+
+
+def first_seen(tree: Tree, replies: Mapping[int, Reply]) -> tuple[int | None, str]:
+    """The first message of the path that the model saw when it last answered, and why none before it.
+
+    None where it saw all.
     """
-
-    model: str = ""
-    system: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int | None = None
-    context: int | None = None
-    stop: list[str] = field(default_factory=list)
-    thinking: bool | None = None
-    gpu_layers: int | None = None
-    turns: list[Turn] = field(default_factory=list)
-
-    def ask(self, text: str, now: float) -> Turn:
-        """Add a message of the person, with an answer that is only beginning."""
-        turn = Turn(Message("user", text), [Reply(now)])
-        self.turns.append(turn)
-        return turn
-
-    def can_retry(self) -> bool:
-        """Whether the last message has no complete answer, and none is on its way."""
-        return bool(self.turns) and self.turns[-1].reply.state in ("stopped", "failed")
-
-    def retry(self, now: float) -> Turn:
-        """Begin another attempt to answer the last message."""
-        turn = self.turns[-1]
-        turn.attempts.append(Reply(now))
-        return turn
-
-    def empty_copy(self) -> Conversation:
-        """A new conversation with the same model and settings."""
-        return replace(self, turns=[])
-
-    def request(self) -> ChatRequest:
-        """The request for the last turn's answer.
-
-        A message that never got an answer is left out: many chat templates refuse two messages of one role in a row.
-        Thinking is not sent back; services that speak this protocol refuse it.
-        """
-        messages = [Message("system", self.system)] if self.system else []
-        for turn in self.turns[:-1]:
-            if turn.reply.text:
-                messages += [turn.prompt, Message("assistant", turn.reply.text)]
-        messages.append(self.turns[-1].prompt)
-        return ChatRequest(
-            messages=messages,
-            model=self.model,
-            stream=True,
-            stream_options=StreamOptions(include_usage=True),
-            max_tokens=self.max_tokens,
-            stop=self.stop or None,
-            localchat=Extras(thinking=self.thinking, context=self.context, gpu_layers=self.gpu_layers, progress=True),
-            **msgspec.structs.asdict(self.sampling),
-        )
+    path = tree.path()
+    if not path:
+        return None, ""
+    answered = next((node for node in reversed(path) if node.message.role == "assistant"), path[-1])
+    question = path[: path.index(answered)] or path
+    seen, summary = visible(question)
+    reply = replies.get(answered.id) or Reply.of(answered)
+    dropped = min(reply.dropped_messages, len(seen) - 1)
+    if dropped > 0:
+        return seen[dropped].id, FORGOTTEN
+    if summary is not None:
+        return seen[0].id, SUMMARISED
+    return None, ""

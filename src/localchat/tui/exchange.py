@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
+import msgspec
+
 from localchat.client.local import LocalEngine
 from localchat.client.remote import RemoteEngine
 from localchat.client.stream import ChatStream
-from localchat.errors import EngineFailed, Interrupted, LocalchatError
-from localchat.protocol import ChatRequest, Chunk
+from localchat.errors import EngineFailed, Interrupted, LocalchatError, NeedsVerification, NoSuchModel
+from localchat.protocol import ChatRequest, Chunk, Extras, Status
 from localchat.safe_text import safe_line
 
 Engine: TypeAlias = LocalEngine | RemoteEngine
-Prepare: TypeAlias = Callable[[Callable[[str], None]], None]
-"""A blocking call that makes sure there is a model; it reports on its way in safe lines of text."""
+Prepare: TypeAlias = Callable[[str, Callable[[str], None]], None]
+"""A blocking call that makes sure that a model (by its name, "" for the default) is here and verified; it reports on
+its way in lines of text, and what its report raises breaks it off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Nothing more will come; `error` says why if that was too early. `unsent`: the engine was never asked."""
+    """Nothing more will come; `error` says why if that was too early. `unsent`: the engine took nothing of it."""
 
     error: LocalchatError | None = None
     unsent: bool = False
@@ -48,39 +51,28 @@ class Ended:
 Event: TypeAlias = Chunk | Preparing | Prepared | Ended
 
 
-class Preparation:
-    """What has to be done once before the first question: runs until it has succeeded, never twice at a time."""
-
-    def __init__(self, prepare: Prepare | None) -> None:
-        self._prepare = prepare
-        self._lock = threading.Lock()
-
-    def run(self, on_progress: Callable[[str], None]) -> None:
-        """Do it, unless it is done. Raises what it raises; an `on_progress` that raises breaks it off."""
-        with self._lock:
-            if self._prepare:
-                self._prepare(on_progress)
-                self._prepare = None
-
-    @property
-    def needed(self) -> bool:
-        """Whether it still has to run."""
-        return self._prepare is not None
-
-
 class Exchange:
-    """A request under way. `poll` and `stop` are for the screen; the rest happens on the exchange's own thread."""
+    """A request under way. `poll` and `stop` are for the screen; the rest happens on the exchange's own thread.
 
-    def __init__(self, engine: Engine, request: ChatRequest, preparation: Preparation) -> None:
+    Where this machine has no model yet, or has not verified it, `prepare` does that first.
+    """
+
+    def __init__(self, engine: Engine, request: ChatRequest, prepare: Prepare | None = None) -> None:
         self._engine = engine
         self._request = request
-        self._preparation = preparation
+        self._prepare = prepare
+        self._preparing = False
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._stream: ChatStream | None = None
         self._stopped = False
         self._lock = threading.Lock()
         # A daemon: leaving the chat must not wait for an engine that is slow to answer.
         threading.Thread(target=self._run, name="exchange", daemon=True).start()
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether a model is being fetched or verified: the engine has not taken the message yet."""
+        return self._preparing
 
     def poll(self) -> list[Event]:
         """What has come since the last look; `Ended` is the last event of all."""
@@ -99,35 +91,45 @@ class Exchange:
             stream.close()
 
     def _run(self) -> None:
-        prepared = False
         try:
-            if self._preparation.needed:
-                self._preparation.run(self._on_progress)
-                self._events.put(Prepared())
-            prepared = True
             if self._begin():
                 assert self._stream is not None
                 for chunk in self._stream:
                     self._events.put(chunk)
             self._events.put(Ended())
         except LocalchatError as error:
-            self._events.put(Ended(error, unsent=not prepared))
+            self._events.put(Ended(error, unsent=self._preparing))
         except Exception as error:
             # The thread's last line of defence: whatever it was, the person gets a sentence and not a silent screen.
             said = safe_line(f"{type(error).__name__}: {error}")
-            self._events.put(Ended(EngineFailed(f"something unexpected happened ({said}): ask again"), not prepared))
+            failure = EngineFailed(f"something unexpected happened ({said}): ask again")
+            self._events.put(Ended(failure, unsent=self._preparing))
 
     def _begin(self) -> bool:
         """Ask the engine; False where the person stopped before it answered."""
         if self._stopped:
             return False
-        stream = self._engine.chat(self._request)
+        stream = self._ask()
         with self._lock:
             self._stream = stream
             stopped = self._stopped
         if stopped:
             stream.close()
         return not stopped
+
+    def _ask(self) -> ChatStream:
+        if not self._prepare:
+            return self._engine.chat(self._request)
+        extras = self._request.localchat or Extras()
+        wary = msgspec.structs.replace(self._request, localchat=msgspec.structs.replace(extras, verified_only=True))
+        try:
+            return self._engine.chat(wary)
+        except (NoSuchModel, NeedsVerification):
+            self._preparing = True
+            self._prepare(self._request.model, self._on_progress)
+            self._preparing = False
+            self._events.put(Prepared())
+            return self._engine.chat(self._request)
 
     def _on_progress(self, note: str) -> None:
         if self._stopped:
@@ -150,3 +152,28 @@ def ask_who_answers(engine: Engine, tell: Callable[[str], object]) -> None:
                 tell(name)
 
     threading.Thread(target=find_out, name="who-answers", daemon=True).start()
+
+
+def warm_up(engine: Engine, model: str, context: int | None, tell: Callable[[Status | LocalchatError], object]) -> None:
+    """Have this machine's engine load a model, on a thread, before the first question; `tell` hears how that went."""
+
+    def load() -> None:
+        if isinstance(engine, RemoteEngine):
+            return
+        try:
+            tell(engine.load(model, context))
+        except LocalchatError as error:
+            tell(error)
+
+    threading.Thread(target=load, name="warm-up", daemon=True).start()
+
+
+def look_at_engine(engine: Engine, tell: Callable[[Status], object]) -> None:
+    """Ask this machine's engine, on a thread, what it holds."""
+
+    def ask() -> None:
+        with suppress(LocalchatError):
+            if isinstance(engine, LocalEngine) and (status := engine.status()):
+                tell(status)
+
+    threading.Thread(target=ask, name="engine-status", daemon=True).start()

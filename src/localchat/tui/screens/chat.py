@@ -1,42 +1,56 @@
-"""The chat: connects what the person does, the conversation, the exchange with the engine, and the widgets."""
+"""The chat: connects what the person does, the sessions, and the widgets. What can be done is in `chat_actions`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.screen import Screen
 from textual.timer import Timer
 
+from localchat.chats.keeper import Keeper
+from localchat.chats.records import Attachment, ChatSettings, Draft
 from localchat.chats.reply import Reply
-from localchat.protocol import Chunk
+from localchat.errors import ChatsDamaged, ChatsError, LocalchatError
+from localchat.protocol import Status as EngineStatus
+from localchat.safe_text import safe_line
+from localchat.settings import settings as own_settings
 from localchat.tui.actions import bindings
-from localchat.tui.conversation import Conversation
-from localchat.tui.exchange import Ended, Engine, Exchange, Preparation, Prepared, Preparing, ask_who_answers
-from localchat.tui.screens.keys import KeySheet
+from localchat.tui.conversation import Item, Prompt
+from localchat.tui.exchange import Engine, Prepare, ask_who_answers, look_at_engine, warm_up
+from localchat.tui.screens.chat_actions import ChatActions, commands
+from localchat.tui.session import Session, settings_with
 from localchat.tui.widgets.composer import Composer
 from localchat.tui.widgets.status import Status, facts, state_text
 from localchat.tui.widgets.transcript import Transcript
 
+if TYPE_CHECKING:
+    from localchat.tui.widgets.sidebar import Sidebar
+
 _LOOKS_PER_SECOND = 25
-_HINT_S = 3.0
+_HINT_S = 4.0
+_DRAFT_S = 0.5
+_NARROW = 80
 
 
-class ChatScreen(Screen[None]):
-    """One conversation on the screen, and the answer that is on its way, if one is."""
+class ChatScreen(ChatActions):
+    """One chat on the screen; others may go on being answered behind it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings()]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat", {})]
 
     DEFAULT_CSS = """
     ChatScreen {
         background: $background;
         color: $foreground;
-        & > .foot { height: auto; align-horizontal: center; padding: 0 2; }
+        layers: page over;
+        & > Horizontal { height: 1fr; }
+        & .desk { width: 1fr; height: 100%; }
+        & .foot { height: auto; align-horizontal: center; padding: 0 2; }
         & .box { width: 100%; max-width: 104; height: auto; border: round $border; padding: 0 1; }
         & .box:focus-within { border: round $faint; }
         & Status { width: 100%; max-width: 104; padding: 0 2; }
@@ -49,215 +63,485 @@ class ChatScreen(Screen[None]):
 
         model: str
 
+    @dataclass
+    class EngineLooked(Message):
+        """What the engine holds, or why it cannot be had."""
+
+        status: EngineStatus | LocalchatError
+
     def __init__(
         self,
         engine: Engine,
-        conversation: Conversation,
-        preparation: Preparation,
+        keeper: Keeper,
+        settings: ChatSettings,
+        prepare: Prepare | None,
         *,
         clock: Callable[[], float],
         offline: bool,
-        thinking_open: bool,
+        chat: int | None = None,
     ) -> None:
         super().__init__()
-        self.conversation = conversation
+        self.keeper = keeper
         self._engine = engine
-        self._preparation = preparation
+        self._settings = settings
+        self._prepare = prepare
         self._clock = clock
         self._offline = offline
-        self._model = conversation.model
-        self._exchange: Exchange | None = None
-        self._reply: Reply | None = None
-        self._queued: str | None = None
+        self._asked_for = chat
+        self._default_model = ""
+        self._memory: int | None = None
+        self._others: dict[int, Session] = {}
+        self._editing: tuple[int | None, Draft] | None = None
+        self._unkept = ""
         self._quit_until = 0.0
         self._timer: Timer | None = None
         self._hint_timer: Timer | None = None
-        self._transcript = Transcript(self._shown_model(), offline, thinking_open=thinking_open)
-        self._composer = Composer()
+        self._draft_timer: Timer | None = None
+        self._sidebar: Sidebar | None = None
+        own = own_settings()
+        self.session = self._new_session(settings)
+        self.transcript = Transcript(self._shown_model(), offline, thinking_open=own.show_thinking)
+        self.composer = Composer(commands=commands(), newline_on_enter=own.newline_on_enter, vim=own.vim)
         self._status = Status()
 
     def compose(self) -> ComposeResult:
         """The page, and under it the composer and the status line."""
-        yield self._transcript
-        with Vertical(classes="foot"):
-            with Vertical(classes="box"):
-                yield self._composer
-            yield self._status
+        with Horizontal(), Vertical(classes="desk"):
+            yield self.transcript
+            with Vertical(classes="foot"):
+                with Vertical(classes="box"):
+                    yield self.composer
+                yield self._status
 
     def on_mount(self) -> None:
-        """Be ready, and find out who will answer."""
+        """Be ready, take up what was left, and have the engine warm up meanwhile."""
+        for binding in bindings("page", own_settings().keys):
+            self.transcript._bindings._add_binding(binding)
         self._timer = self.set_interval(1 / _LOOKS_PER_SECOND, self._look, pause=True)
         self._show_status()
-        if not self._model:
+        if self._asked_for is not None:
+            self.do(self.open_chat(self._asked_for))
+        else:
+            self.do(self._take_up())
+        if not self._settings.model:
             ask_who_answers(self._engine, lambda model: self.post_message(self.AnswersAs(model)))
+        self._warm_up()
 
     def on_unmount(self) -> None:
-        """Let the engine go."""
-        if self._exchange:
-            self._exchange.stop()
+        """Let the engine go, and leave everything on disk."""
+        self._keep_draft()
+        for session in (self.session, *self._others.values()):
+            session.view = None
+            session.close()
+
+    async def _take_up(self) -> None:
+        """A draft that was left in a chat that had not begun, and what can be continued."""
+        draft, prompts, last = await self._read(
+            lambda chats: (chats.draft(None), chats.prompts(), chats.latest("chat"))
+        )
+        self.composer.set_history(prompts)
+        if draft.text or draft.attachments:
+            self.composer.put(draft)
+        if last and self.session.chat is None:
+            self.transcript.show_last(last.title)
+
+    def _warm_up(self) -> None:
+        warm_up(
+            self._engine,
+            self.session.settings.model,
+            self.session.settings.context,
+            lambda status: self.post_message(self.EngineLooked(status)),
+        )
 
     def on_chat_screen_answers_as(self, message: AnswersAs) -> None:
         """Name the model that will answer."""
-        self._model = self._model or message.model
-        self._transcript.show_model(self._shown_model())
+        self._default_model = message.model
+        self.transcript.show_model(self._shown_model())
         self._show_status()
+
+    def on_chat_screen_engine_looked(self, message: EngineLooked) -> None:
+        """Show what the engine holds."""
+        if isinstance(message.status, EngineStatus):
+            self._memory = message.status.resident_bytes
+            if message.status.model and not self.session.settings.model:
+                self._default_model = message.status.model.name
+                self.transcript.show_model(self._shown_model())
+        self._show_status()
+
+    # What the widgets tell.
 
     def on_composer_sent(self, message: Composer.Sent) -> None:
-        """Ask, or let the message wait for the end of the answer; there is room for one that waits."""
-        if not self._exchange:
-            self._ask(message.text)
-        elif self._queued is None:
-            self._queued = message.text
-            self._transcript.show_queued(message.text)
+        """Send it; where it could not be kept and is sent again all the same, it goes out without."""
+        text, attachments = message.text, list(message.attachments)
+        if self._unkept and text == self._unkept:
+            self.session.keeps = False
+        self._unkept = ""
+        editing, self._editing = self._editing, None
+        if editing:
+            self.composer.put(editing[1])
+            self.do(self.session.ask(text, attachments, editing[0], edit=True))
         else:
-            self._composer.give_back(message.text)
-            self._hint("one message is waiting already; this one stays here")
+            self.do(self.session.ask(text, attachments))
+        self.start_looking()
+        self.composer.focus()
 
-    # What the person can do: the methods of the table in actions.py.
+    def on_composer_command(self, message: Composer.Command) -> None:
+        """Do what a slash command says."""
+        self.command(message.name, message.argument)
 
-    def action_stop(self) -> None:
-        """Stop the answer at once; what came stays."""
-        # First what has come, so that the end that the stopping itself brings about is not taken for the answer's.
-        self._take_in()
-        if self._exchange and self._reply:
-            self._exchange.stop()
-            self._reply.stop(self._clock())
-            self._over(self._reply, unsent=self._preparation.needed)
+    def on_composer_changed(self) -> None:
+        """Keep the draft, in a moment."""
+        if not self._draft_timer and not self._editing:
+            self._draft_timer = self.set_timer(_DRAFT_S, self._keep_draft)
 
-    def action_retry(self) -> None:
-        """Ask again what was stopped or failed."""
-        if self._exchange or not self.conversation.can_retry():
-            self._hint("there is nothing to ask again")
+    def on_composer_said(self, message: Composer.Said) -> None:
+        """Show what the composer has to say."""
+        self.hint(message.text)
+
+    def on_composer_left(self) -> None:
+        """Up into the page."""
+        self.action_read()
+
+    def on_composer_attached(self, message: Composer.Attached) -> None:
+        """Count the tokens of an attachment."""
+        self.do(self._count(message.attachment))
+
+    async def _count(self, attachment: Attachment) -> None:
+        import asyncio
+
+        from localchat.client.local import LocalEngine
+
+        if isinstance(self._engine, LocalEngine):
+            tokens = await asyncio.to_thread(self._engine.tokenize, attachment.text, self.session.settings.model)
+            self.composer.set_tokens(attachment, len(tokens))
+
+    def on_transcript_typed(self, message: Transcript.Typed) -> None:
+        """A person who types wants to write."""
+        self.composer.focus()
+        self.composer.insert_text(message.character)
+
+    def on_transcript_left(self) -> None:
+        """Back to writing."""
+        self.composer.focus()
+
+    def on_transcript_walked(self, message: Transcript.Walked) -> None:
+        """Another version, by mouse."""
+        self.do(self.walk(message.node, message.by))
+
+    # The list of chats.
+
+    def action_sidebar(self) -> None:
+        """Show the list of chats and go there; from there, put it away."""
+        from localchat.tui.widgets.sidebar import Sidebar
+
+        if self._sidebar and self._sidebar.display:
+            if self._sidebar.has_focus_within or not self._is_narrow():
+                self._hide_sidebar()
+            else:
+                self._sidebar.focus()
             return
-        turn = self.conversation.retry(self._clock())
-        self._transcript.add_attempt(turn.reply)
-        self._begin(turn.reply)
+        if not self._sidebar:
+            self._sidebar = Sidebar()
+            self.query_one(Horizontal).mount(self._sidebar, before=0)
+        self._sidebar.display = True
+        self._sidebar.set_class(self._is_narrow(), "-over")
+        self.do(self.refresh_list())
+        self._sidebar.focus()
 
-    def action_new_chat(self) -> None:
-        """Begin a new chat with the same model; a draft stays."""
-        self.action_stop()
-        self.conversation, self._reply = self.conversation.empty_copy(), None
-        self._transcript.welcome(self._shown_model(), self._offline)
+    def _hide_sidebar(self) -> None:
+        if self._sidebar:
+            self._sidebar.display = False
+        self.composer.focus()
+
+    def _is_narrow(self) -> bool:
+        return self.size.width < _NARROW
+
+    def on_resize(self, event: events.Resize) -> None:
+        """The list lies over the page where there is no room beside it."""
+        if self._sidebar:
+            self._sidebar.set_class(event.size.width < _NARROW, "-over")
+
+    async def refresh_list(self) -> None:
+        """Read the list of chats anew, where it is shown."""
+        if self._sidebar and self._sidebar.display:
+            self._sidebar.show(await self._read(lambda chats: chats.chats("chat")), self.session.chat)
+
+    def on_sidebar_opened(self, message: Sidebar.Opened) -> None:
+        """Another chat."""
+        self.do(self.open_chat(message.chat))
+        if self._is_narrow():
+            self._hide_sidebar()
+        else:
+            self.composer.focus()
+
+    def on_sidebar_new_chat(self) -> None:
+        """A new chat."""
+        self.begin_chat()
+
+    def on_sidebar_left(self) -> None:
+        """Back to writing."""
+        if self._is_narrow():
+            self._hide_sidebar()
+        else:
+            self.composer.focus()
+
+    def on_sidebar_renamed(self, message: Sidebar.Renamed) -> None:
+        """A new title."""
+        self.do(self._rename(message.chat, safe_line(message.title)))
+
+    async def _rename(self, chat: int, title: str) -> None:
+        if chat == self.session.chat:
+            await self.session.rename(title)
+        else:
+            await self._read(lambda chats: chats.rename(chat, title, "person"))
+        await self.refresh_list()
+
+    def on_sidebar_pinned(self, message: Sidebar.Pinned) -> None:
+        """To the top, or back."""
+        self._then_list(lambda chats: chats.pin(message.chat, message.pinned))
+
+    def on_sidebar_deleted(self, message: Sidebar.Deleted) -> None:
+        """Gone, until it is brought back."""
+        if message.chat == self.session.chat:
+            self.session.stop()
+            self.begin_chat(focus=False)
+        self._then_list(lambda chats: chats.delete(message.chat))
+
+    def on_sidebar_restored(self, message: Sidebar.Restored) -> None:
+        """Brought back."""
+        self._then_list(lambda chats: chats.restore(message.chat))
+
+    def _then_list(self, work: Callable[..., object]) -> None:
+        async def run() -> None:
+            await self._read(work)
+            await self.refresh_list()
+
+        self.do(run())
+
+    # Which chat is shown.
+
+    def _new_session(self, settings: ChatSettings) -> Session:
+        session = Session(
+            self._engine, self.keeper, self._prepare, settings, clock=self._clock, titles=own_settings().titles
+        )
+        session.view = self
+        return session
+
+    def begin_chat(self, *, focus: bool = True) -> None:
+        """Show a new chat with the same settings; a draft comes along."""
+        self._leave_session()
+        self._show_session(self._new_session(self.session.settings))
+        if focus:
+            self.composer.focus()
+
+    async def open_chat(self, chat: int, at: int | None = None) -> None:
+        """Show a chat, at a message of it."""
+        if chat != self.session.chat:
+            session = self._others.pop(chat, None)
+            if not session:
+                session = self._new_session(self._settings)
+                session.view = None
+                await session.open(chat)
+            self._keep_draft()
+            draft = await self._read(lambda chats: chats.draft(chat))
+            self._leave_session()
+            self._show_session(session)
+            self.composer.put(draft)
+            await self.refresh_list()
+        if at is not None:
+            await self.session.show_node(at)
+            self.transcript.focus()
+
+    def _leave_session(self) -> None:
+        self._editing = None
+        self.session.view = None
+        self.session.cancel_errand()
+        if self.session.running and self.session.chat is not None:
+            # It goes on being answered, and is there when the person comes back.
+            self._others[self.session.chat] = self.session
+        else:
+            self.session.close()
+
+    def _show_session(self, session: Session) -> None:
+        self.session, session.view = session, self
+        self.shown()
+        if session.waiting:
+            self.transcript.show_queued(session.waiting[0])
+        self.start_looking()
+
+    def take_model(self, name: str) -> None:
+        """Let a model answer from now on."""
+        self.do(self.session.change(settings_with(self.session.settings, model=name)))
+        self._settings = settings_with(self._settings, model=name)
+        self.transcript.show_model(self._shown_model())
+        self.hint(f"{safe_line(name)} answers from now on")
+        self._warm_up()
         self._show_status()
-        self._composer.focus()
 
-    def action_toggle_thinking(self) -> None:
-        """Show or fold the thinking of all answers."""
-        self._transcript.toggle_thinking()
+    # What the session tells (`session.View`).
 
-    def action_scroll(self, where: str) -> None:
-        """Scroll the page; at its end it follows the answer again."""
-        transcript = self._transcript
-        page = max(1, transcript.scrollable_content_region.height - 2)
-        if where == "end":
-            transcript.anchor()
-        elif where == "home":
-            transcript.scroll_home(animate=False)
+    def shown(self, at: int | None = None) -> None:
+        """Put the session's page on the screen."""
+        page = self.session.items()
+        if page:
+            self.transcript.show(page, at)
+            self.transcript.set_seen(*self.session.first_seen())
         else:
-            rows = {"up": -1, "down": 1, "page_up": -page, "page_down": page}[where]
-            transcript.scroll_relative(y=rows, animate=False)
+            self.transcript.welcome(self._shown_model(), self._offline)
+        self._show_status()
 
-    def action_interrupt(self) -> None:
-        """Copy what is selected; else stop the answer; else, pressed twice, quit."""
-        now = self._clock()
-        if selected := self.get_selected_text() or self._composer.selected_text:
-            self.app.copy_to_clipboard(selected)
-            self.clear_selection()
-            self._hint("copied, if this terminal allows it")
-        elif self._exchange:
-            self.action_stop()
-        elif now < self._quit_until:
-            self.app.exit()
+    def added(self, new: list[Item]) -> None:
+        """Put new messages at the end of the page."""
+        self.transcript.add(*new)
+
+    def named(self, node: int) -> None:
+        """A message has its number."""
+        self.transcript.changed(node)
+
+    def ended(self, reply: Reply) -> None:
+        """Show how an answer ended."""
+        self._clear_hint()
+        self.transcript.update(self._clock())
+        self.transcript.set_seen(*self.session.first_seen())
+        look_at_engine(self._engine, lambda status: self.post_message(self.EngineLooked(status)))
+
+    def refused(self, text: str, attachments: list[Attachment], error: LocalchatError) -> None:
+        """Give a message back to the composer, and say why."""
+        self.composer.give_back(text, attachments)
+        said = safe_line(error.message)
+        if isinstance(error, ChatsDamaged):
+            self.hint(said)
+            self.offer_backup(error)
+        elif isinstance(error, ChatsError):
+            self._unkept = text
+            self.hint(f"not sent: {said} (Enter again sends it without keeping it)", lasting=True)
         else:
-            self._quit_until = now + _HINT_S
-            self._hint("Ctrl+C once more quits")
+            self.hint(said)
 
-    def action_keys(self) -> None:
-        """Show the sheet of keys."""
-        self.app.push_screen(KeySheet())
+    def offer_backup(self, error: ChatsDamaged) -> None:
+        """Let the person choose what becomes of a damaged database."""
 
-    # The exchange.
+    def queued(self, text: str | None) -> None:
+        """Show the message that waits."""
+        self.transcript.show_queued(text)
 
-    def _ask(self, text: str) -> None:
-        turn = self.conversation.ask(text, self._clock())
-        self._transcript.add_turn(turn)
-        self._begin(turn.reply)
+    def full(self) -> None:
+        """Let the person choose what happens with a window that is full."""
+        from localchat.tui.screens.choose import Choice, ChooseScreen
 
-    def _begin(self, reply: Reply) -> None:
-        self._reply = reply
-        self._exchange = Exchange(self._engine, self.conversation.request(), self._preparation)
-        assert self._timer
-        self._timer.resume()
+        choices = [
+            Choice("s", "Slide", "the oldest messages are no longer sent to the model; they stay here", "slide"),
+            Choice("m", "Summarise", "the model sums the older messages up, and sees the summary instead", "summarise"),
+            Choice("n", "Nothing", "shorten your message, or begin a new chat", ""),
+        ]
+        self.app.push_screen(
+            ChooseScreen("The context window is full. What shall the model see?", choices), self._chosen
+        )
+
+    def _chosen(self, choice: str | None) -> None:
+        if choice == "slide":
+            self.do(self._slide())
+        elif choice == "summarise":
+            self.action_summarise()
+
+    async def _slide(self) -> None:
+        await self.session.change(settings_with(self.session.settings, overflow="slide"))
+        await self.session.again()
+        self.start_looking()
+
+    def listed(self) -> None:
+        """The list of chats has changed."""
+        self.do(self.refresh_list())
+
+    # Editing an earlier message.
+
+    def begin_edit(self, node: int, prompt: Prompt) -> None:
+        """Put a message into the composer, to be sent beside the old one."""
+        self._keep_draft()
+        if not self._editing:
+            self._editing = (self.session.tree.nodes[node].parent, self.composer.draft())
+        else:
+            self._editing = (self.session.tree.nodes[node].parent, self._editing[1])
+        self.composer.put(Draft(prompt.text, prompt.attachments))
+        self.composer.focus()
+        self._show_status()
+
+    def leave_edit(self) -> None:
+        """Put the composer back as it was before an earlier message was edited."""
+        if self._editing:
+            self.composer.put(self._editing[1])
+            self._editing = None
+            self._show_status()
+
+    def _keep_draft(self) -> None:
+        if self._draft_timer:
+            self._draft_timer.stop()
+            self._draft_timer = None
+        if not self._editing and self.session.keeps:
+            draft, chat = self.composer.draft(), self.session.chat
+            self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
+
+    # The rest.
+
+    def start_looking(self) -> None:
+        """Look in on the engine regularly, while there is something to see."""
+        if self._timer:
+            self._timer.resume()
         self._look()
 
     def _look(self) -> None:
         """Take in and show what has come since the last look."""
-        self._take_in()
-        self._transcript.update_reply(self._clock())
+        for session in (self.session, *self._others.values()):
+            session.look()
+        self._others = {chat: session for chat, session in self._others.items() if session.busy}
+        self.transcript.update(self._clock())
         self._show_status()
+        if self._timer and not (self.session.busy or self._others or self.composer.is_busy):
+            self._timer.pause()
 
-    def _take_in(self) -> None:
-        reply, now = self._reply, self._clock()
-        if not self._exchange or not reply:
-            return
-        for event in self._exchange.poll():
-            if isinstance(event, Chunk):
-                reply.take(event, now)
-            elif isinstance(event, Preparing):
-                reply.prepare(event.note)
-            elif isinstance(event, Prepared):
-                reply.state = "waiting"
-            elif isinstance(event, Ended):
-                if event.error:
-                    reply.fail(event.error, now)
-                else:
-                    reply.finish(now)
-                self._over(reply, unsent=event.unsent)
-
-    def _over(self, reply: Reply, *, unsent: bool) -> None:
-        """An answer has come to its end, one way or another."""
-        self._exchange = None
-        self._clear_hint()
-        assert self._timer
-        self._timer.pause()
-        reply.unsent = unsent
-        self._transcript.update_reply(self._clock())
-        if unsent:
-            # The engine never saw the message: it goes back to where it was written.
-            turn = self.conversation.turns.pop()
-            self._transcript.withdraw_prompt()
-            self._composer.give_back(turn.prompt.text())
-        queued, self._queued = self._queued, None
-        if queued is not None:
-            self._transcript.show_queued(None)
-            if reply.state == "done":
-                self._ask(queued)
-            else:
-                self._composer.give_back(queued)
-        self._show_status()
-
-    # The status line.
+    def action_interrupt(self) -> None:
+        """Copy what is selected; else stop the answer; else, pressed twice, quit."""
+        now = self._clock()
+        if selected := self.get_selected_text() or self.composer.selected_text:
+            self._copy(selected, "the selection")
+            self.clear_selection()
+        elif self.session.busy:
+            self.session.stop()
+        elif now < self._quit_until:
+            self.app.exit()
+        else:
+            self._quit_until = now + _HINT_S
+            self.hint("Ctrl C once more quits")
 
     def _show_status(self) -> None:
-        reply = self._reply
-        if reply and reply.model:
-            self._model = reply.model
-        usage = next((turn.reply.usage for turn in reversed(self.conversation.turns) if turn.reply.usage), None)
-        context = next((turn.reply.context for turn in reversed(self.conversation.turns) if turn.reply.context), None)
-        self._status.state = state_text(reply, self._clock()) if reply else ""
-        used = usage.total_tokens if usage else None
-        self._status.facts = tuple(facts(reply, self._shown_model(), context, used, self._offline))
+        reply, now = self.session.last_reply, self._clock()
+        errand = self.session.errand
+        if errand:
+            self._status.state = f"{errand.what}: {state_text(errand.reply, now)}"
+        else:
+            self._status.state = state_text(reply, now) if reply else ""
+        used = reply.usage.total_tokens if reply and reply.usage else None
+        self._status.trouble = safe_line(self.keeper.trouble) if self.session.keeps else "this chat is not kept"
+        self._status.mode = "editing an earlier message: Esc leaves it" if self._editing else ""
+        self._status.facts = tuple(
+            facts(reply, self._shown_model(), reply.context if reply else None, used, self._offline, self._memory)
+        )
 
     def _shown_model(self) -> str:
         """The model's name; of a file's path only the file's."""
-        name = self._model.rsplit("/", 1)[-1] if self._model.startswith(("/", "~", ".")) else self._model
+        reply = self.session.last_reply
+        model = self.session.settings.model or (reply.model if reply else "") or self._default_model
+        name = model.rsplit("/", 1)[-1] if model.startswith(("/", "~", ".")) else model
         return name.removesuffix(".gguf")
 
-    def _hint(self, text: str) -> None:
+    def hint(self, text: str, *, lasting: bool = False) -> None:
+        """Say something in the status line: for a while, or until something else happens (`lasting`)."""
         self._status.hint = text
         if self._hint_timer:
             self._hint_timer.stop()
-        self._hint_timer = self.set_timer(_HINT_S, self._clear_hint)
+            self._hint_timer = None
+        if not lasting:
+            self._hint_timer = self.set_timer(_HINT_S, self._clear_hint)
 
     def _clear_hint(self) -> None:
         self._status.hint = ""

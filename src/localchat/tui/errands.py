@@ -1,0 +1,77 @@
+"""What a model is asked beside the conversation: a title for it, or a summary of its older part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from localchat.chats.records import ChatSettings, Node
+from localchat.chats.reply import Reply
+from localchat.chats.requests import request
+from localchat.protocol import ChatRequest, Chunk, Extras, Message
+from localchat.safe_text import safe_line
+from localchat.tui.exchange import Ended, Engine, Exchange
+
+_TITLE_TOKENS = 24
+_TITLE_CHARS = 60
+_SUMMARY_TOKENS = 512
+
+# They stand after the conversation itself, so that the engine finds all of it read.
+_TITLE = "Give this conversation a title of two to six words. Answer with the title only."
+_SUMMARY = (
+    "Summarise our conversation so far for your own memory, in at most 250 words: facts, names, decisions, open "
+    "questions, and what I asked for. Answer with the summary only."
+)
+
+
+class Errand:
+    """A request beside the conversation; `done` gets the text, once there is one."""
+
+    def __init__(
+        self, what: str, engine: Engine, asked: ChatRequest, now: float, done: Callable[[str], object]
+    ) -> None:
+        self.what = what
+        self.reply = Reply(now)
+        self._done = done
+        self._exchange = Exchange(engine, asked)
+
+    def look(self, now: float) -> bool:
+        """Take in what has come; True once it is over."""
+        for event in self._exchange.poll():
+            if isinstance(event, Chunk):
+                self.reply.take(event, now)
+            elif isinstance(event, Ended):
+                if not event.error:
+                    self._done(self.reply.text.strip())
+                return True
+        return False
+
+    def stop(self) -> None:
+        """Give it up."""
+        self._exchange.stop()
+
+
+def title_request(path: Sequence[Node], settings: ChatSettings) -> ChatRequest:
+    """The request for a chat's title."""
+    return _beside(path, settings, _TITLE, _TITLE_TOKENS)
+
+
+def summary_request(path: Sequence[Node], settings: ChatSettings) -> ChatRequest:
+    """The request for a summary of a path. What does not fit into the window any more is not in it."""
+    return _beside(path, settings, _SUMMARY, _SUMMARY_TOKENS)
+
+
+def title_from(text: str) -> str:
+    """A title from what a model said: its first line, without quotes, marks and a closing stop; "" if it is none."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = re.sub(r"^(?:[#>*\s-]+|title\s*:)+|[*_`]+", "", safe_line(line), flags=re.IGNORECASE).strip(" \"'“”‘’«».:")
+    return line if 0 < len(line) <= _TITLE_CHARS else ""
+
+
+def _beside(path: Sequence[Node], settings: ChatSettings, question: str, tokens: int) -> ChatRequest:
+    asked = Node(0, path[-1].id, Message("user", question))
+    whole = request([*path, asked], settings)
+    extras = msgspec.structs.replace(whole.localchat or Extras(), overflow="slide", thinking=False)
+    return msgspec.structs.replace(whole, max_tokens=tokens, stop=None, localchat=extras)

@@ -1,0 +1,477 @@
+"""One chat as it is worked on: its tree, the answer on its way, what goes to disk, and what the person steers.
+
+No widget is known here: a `View` is told what changed. Every message is on disk before an engine hears of it, and an
+answer goes there while it comes; where the disk refuses, the person decides whether to go on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from localchat.chats.keeper import Keeper
+from localchat.chats.records import Attachment, ChatSettings, Node
+from localchat.chats.reply import Reply
+from localchat.chats.requests import request
+from localchat.chats.store import Chats
+from localchat.chats.tree import Tree
+from localchat.errors import ChatsError, ContextExceeded, LocalchatError
+from localchat.protocol import ChatRequest, Chunk, Message
+from localchat.tui.conversation import Item, first_seen, item_of, items
+from localchat.tui.errands import Errand, summary_request, title_from, title_request
+from localchat.tui.exchange import Ended, Engine, Exchange, Prepare, Prepared, Preparing
+
+T = TypeVar("T")
+
+
+class View(Protocol):
+    """What shows a session: it is told what changed, always in the screen's own thread."""
+
+    def shown(self, at: int | None = None) -> None:
+        """The page is another one: `items()` tells it anew; `at` is the message to look at."""
+
+    def added(self, new: list[Item]) -> None:
+        """Messages came at the end."""
+
+    def named(self, node: int) -> None:
+        """A message was given its number, or its siblings changed."""
+
+    def ended(self, reply: Reply) -> None:
+        """An answer has come to its end, one way or another."""
+
+    def refused(self, text: str, attachments: list[Attachment], error: LocalchatError) -> None:
+        """A message did not go out: it is the person's again. `ChatsError`: it could not be kept."""
+
+    def queued(self, text: str | None) -> None:
+        """A message waits for the end of the answer, or no more."""
+
+    def full(self) -> None:
+        """The window is full: the person chooses what happens."""
+
+    def listed(self) -> None:
+        """The list of chats changed: a title, a new chat."""
+
+
+class Session:
+    """A chat, new (`chat` None until its first message) or opened, with `settings` for its requests.
+
+    `running` is the answer on its way. Coroutines may raise `ChatsError` only where they say so.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        keeper: Keeper,
+        prepare: Prepare | None,
+        settings: ChatSettings,
+        *,
+        clock: Callable[[], float],
+        titles: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.chat: int | None = None
+        self.title = ""
+        self.titled_by = "words"
+        self.tree = Tree()
+        self.view: View | None = None
+        self.running: Reply | None = None
+        self.errand: Errand | None = None
+        self.waiting: tuple[str, list[Attachment]] | None = None
+        self.keeps = True
+        self.last: Reply | None = None
+        self._engine = engine
+        self._keeper = keeper
+        self._prepare = prepare
+        self._clock = clock
+        self._titles = titles
+        self._exchange: Exchange | None = None
+        self._replies: dict[int, Reply] = {}
+        self._unkept = 0
+        self._written = (-1, -1)
+
+    # What it is.
+
+    def items(self) -> list[Item]:
+        """The messages of the path, as they stand on the page."""
+        shown = items(self.tree, self._replies)
+        if self.running and self.running.node is None:
+            shown += self._beginning
+        return shown
+
+    def first_seen(self) -> tuple[int | None, str]:
+        """Where the model's sight begins (see `conversation.first_seen`)."""
+        return first_seen(self.tree, self._replies)
+
+    def reply(self, node: int) -> Reply:
+        """An answer of the tree."""
+        return self._replies.get(node) or Reply.of(self.tree.nodes[node])
+
+    @property
+    def last_reply(self) -> Reply | None:
+        """The answer that is on its way or, failing that, the last one on the path."""
+        if self.running:
+            return self.running
+        node = next((node for node in reversed(self.tree.path()) if node.message.role == "assistant"), None)
+        return self.reply(node.id) if node else None
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether a model is being fetched for the answer: the engine does not have the message yet."""
+        return bool(self._exchange and self._exchange.is_preparing)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to look at: an answer, a title or a summary on its way."""
+        return self.running is not None or self.errand is not None
+
+    # Opening.
+
+    async def open(self, chat: int) -> None:
+        """Take up a chat from the disk. Raises `ChatsError`."""
+        info, tree = await self._kept(lambda chats: (chats.info(chat), chats.tree(chat)))
+        self.chat, self.title, self.titled_by, self.tree = info.id, info.title, info.titled_by, tree
+        self.settings = info.settings
+
+    async def change(self, settings: ChatSettings) -> None:
+        """Other settings from the next request on."""
+        self.settings = settings
+        if self.chat is not None and self.keeps:
+            await self._kept(lambda chats, chat=self.chat: chats.set_settings(chat, settings))  # type: ignore[misc]
+
+    # Asking.
+
+    async def ask(
+        self, text: str, attachments: list[Attachment], parent: int | None = None, *, edit: bool = False
+    ) -> None:
+        """Send a message after the tip; with `edit` beside the message whose parent is `parent`.
+
+        While an answer is on its way, one message waits for its end.
+        """
+        if self.running:
+            if self.waiting is None:
+                self.waiting = text, attachments
+                self._tell(lambda view: view.queued(text))
+            else:
+                error = LocalchatError("one message is waiting already; this one stays here")
+                self._tell(lambda view: view.refused(text, attachments, error))
+            return
+        self.cancel_errand()
+        parent = parent if edit else self.tree.tip
+        message, reply = Message("user", text), Reply(self._clock())
+        self._replies, self.running, self.last = {}, reply, reply
+        prompt = Node(0, parent, message, created=time.time(), attachments=attachments)
+        tree = Tree([Node(0, None, message, attachments=attachments)])
+        self._beginning = [item_of(tree, tree.nodes[0], {}), Item(None, reply)]
+        self._beginning[0].node = None
+        if edit:
+            self.tree.tip = parent
+            self._tell(lambda view: view.shown())
+        else:
+            self._tell(lambda view: view.added(self._beginning))
+        try:
+            question, answer = await self._written_down(parent, message, attachments)
+        except ChatsError as error:
+            self.running = None
+            self._tell(lambda view: view.shown())
+            self._tell(lambda view: view.refused(text, attachments, error))
+            return
+        prompt.id = question
+        self._hang(prompt, answer, reply)
+        self._begin(reply, request(self.tree.path(question), self.settings))
+        self._tell(lambda view: view.listed())
+
+    async def again(self, node: int | None = None) -> None:
+        """Another answer to a question (`node`, or the one of the answer `node`; the last one where none is named).
+
+        An attempt that came to nothing is taken up instead of leaving it beside the new one. Raises `ChatsError`.
+        """
+        path = self.tree.path()
+        target = self.tree.nodes[node] if node is not None else (path[-1] if path else None)
+        if target is None or self.running:
+            return
+        question = target if target.message.role == "user" else self.tree.nodes[target.parent or 0]
+        self.cancel_errand()
+        empty = target.message.role == "assistant" and not (target.message.text() or target.message.reasoning_content)
+        reply = Reply(self._clock())
+        if empty:
+            await self._resumed(target.id)
+            answer = target
+            answer.state = "unfinished"
+        else:
+            number = await self._answered_again(question.id)
+            answer = Node(number, question.id, Message("assistant"), "unfinished", time.time())
+            self.tree.add(answer)
+        self.tree.go_to(answer.id)
+        self._take_up(answer, reply)
+        self._begin(reply, request(self.tree.path(question.id), self.settings))
+        self._tell(lambda view: view.shown())
+
+    def can_go_on(self, node: int) -> str:
+        """ "" where an answer can be continued, else why not."""
+        target, reply = self.tree.nodes[node], self.reply(node)
+        if target.message.role != "assistant":
+            return "choose an answer to go on with"
+        if reply.state == "done" and reply.finish_reason != "length":
+            return "this answer came to its own end"
+        if self.tree.tip_under(node) != node:
+            return "the chat has gone on after this answer: ask again instead"
+        return ""
+
+    async def go_on(self, node: int) -> None:
+        """Have the model continue an answer that ended too early. Raises `ChatsError`."""
+        self.cancel_errand()
+        target = self.tree.nodes[node]
+        await self._resumed(node)
+        self.tree.go_to(node)
+        target.state = "unfinished"
+        reply = Reply.of(target)
+        reply.resume(self._clock())
+        self._take_up(target, reply)
+        go_on = bool(reply.text or reply.reasoning)
+        path = self.tree.path(node) if go_on else self.tree.path(target.parent)
+        self._begin(reply, request(path, self.settings, go_on=go_on))
+        self._tell(lambda view: view.shown())
+
+    def stop(self) -> None:
+        """Stop the answer at once; what came stays."""
+        # First what has come, so that the end that the stopping itself brings about is not taken for the answer's.
+        self.look()
+        if not self.running:
+            self.cancel_errand()
+            return
+        self.running.stop(self._clock())
+        if self._exchange:
+            unsent = self._exchange.is_preparing
+            self._exchange.stop()
+            self._over(unsent=unsent)
+
+    async def walk(self, node: int, by: int) -> bool:
+        """Go to the sibling `by` places on; False where there is none. Raises `ChatsError`."""
+        siblings = self.tree.siblings(node)
+        place = siblings.index(node) + by
+        if self.running or not 0 <= place < len(siblings):
+            return False
+        tip = self.tree.tip_under(siblings[place])
+        self.tree.go_to(tip)
+        self._tell(lambda view: view.shown(siblings[place]))
+        if self.chat is not None and self.keeps:
+            await self._kept(lambda chats, chat=self.chat: chats.go_to(chat, tip))  # type: ignore[misc]
+        return True
+
+    async def show_node(self, node: int) -> None:
+        """Have a message on the path, whatever branch it is on. Raises `ChatsError`."""
+        if node in self.tree.nodes and all(node != one.id for one in self.tree.path()) and not self.running:
+            tip = self.tree.tip_under(node)
+            self.tree.go_to(tip)
+            if self.chat is not None and self.keeps:
+                await self._kept(lambda chats, chat=self.chat: chats.go_to(chat, tip))  # type: ignore[misc]
+        self._tell(lambda view: view.shown(node))
+
+    async def rename(self, title: str) -> None:
+        """Give the chat a title. Raises `ChatsError`."""
+        self.title, self.titled_by = title, "person"
+        if self.chat is not None and self.keeps:
+            await self._kept(lambda chats, chat=self.chat: chats.rename(chat, title, "person"))  # type: ignore[misc]
+        self._tell(lambda view: view.listed())
+
+    # Errands: what the model is asked beside the conversation.
+
+    def summarise(self) -> str:
+        """Have the older messages summarised, then ask again what did not fit; "" or why that cannot be."""
+        path = self.tree.path()
+        users = [number for number, node in enumerate(path) if node.message.role == "user"]
+        if self.running:
+            return "stop the answer first"
+        if len(users) < 2:
+            return "there are no older messages to summarise"
+        # The last question stays, and the exchange before it where there is more than that.
+        end = users[-2] if len(users) > 2 else users[-1]
+        older = path[:end]
+
+        def done(text: str) -> None:
+            asyncio.get_running_loop().create_task(self._summarised(older[-1].id, text))
+
+        self.cancel_errand()
+        self.errand = Errand("summarising", self._engine, summary_request(older, self.settings), self._clock(), done)
+        return ""
+
+    async def _summarised(self, node: int, text: str) -> None:
+        if not text:
+            return
+        self.tree.nodes[node].summary = text
+        if self.keeps:
+            await self._kept(lambda chats: chats.summarise(node, text))
+        self._tell(lambda view: view.shown())
+        reply = self.last_reply
+        if reply and isinstance(reply.error, ContextExceeded):
+            await self.again()
+
+    def cancel_errand(self) -> None:
+        """Give up a title or a summary that is being made."""
+        if self.errand:
+            self.errand.stop()
+            self.errand = None
+
+    def _make_title(self) -> None:
+        reply, path = self.last_reply, self.tree.path()
+        answered = [node for node in path if node.message.role == "assistant" and node.message.text()]
+        wanted = self._titles and self.titled_by == "words" and self.chat is not None and len(answered) == 1
+        # A model that thinks first would be long about it.
+        if not wanted or not reply or reply.state != "done" or reply.reasoning:
+            return
+
+        def done(text: str) -> None:
+            if title := title_from(text):
+                self.title, self.titled_by = title, "model"
+                if self.keeps:
+                    self._keeper.call(lambda chats, chat=self.chat: chats.rename(chat, title, "model"))  # type: ignore
+                self._tell(lambda view: view.listed())
+
+        self.errand = Errand("naming the chat", self._engine, title_request(path, self.settings), self._clock(), done)
+
+    # The exchange.
+
+    def look(self) -> None:
+        """Take in what has come since the last look; a few dozen times a second, while `busy`."""
+        if self.errand and self.errand.look(self._clock()):
+            self.errand = None
+        reply, now = self.running, self._clock()
+        if not self._exchange or not reply:
+            return
+        for event in self._exchange.poll():
+            if isinstance(event, Chunk):
+                reply.take(event, now)
+            elif isinstance(event, Preparing):
+                reply.prepare(event.note)
+            elif isinstance(event, Prepared):
+                reply.state = "waiting"
+            elif isinstance(event, Ended):
+                if event.error:
+                    reply.fail(event.error, now)
+                else:
+                    reply.finish(now)
+                self._over(unsent=event.unsent)
+                return
+        written = len(reply.text), len(reply.reasoning)
+        if written != self._written and self.keeps and reply.node is not None:
+            self._written = written
+            self._keeper.write(reply.node, reply.message(), reply.outcome(now))
+
+    def close(self) -> None:
+        """Stop, and leave everything to the keeper."""
+        self.cancel_errand()
+        if self.running:
+            self.stop()
+
+    def _begin(self, reply: Reply, what: ChatRequest) -> None:
+        if not reply.running:
+            # Stopped while it was being written down.
+            self._over(unsent=False)
+            return
+        self._written = (-1, -1)
+        if self.keeps and reply.node is not None:
+            self._keeper.follow(reply.node)
+        self._exchange = Exchange(self._engine, what, self._prepare)
+
+    def _over(self, *, unsent: bool) -> None:
+        """An answer has come to its end, one way or another."""
+        reply, exchange = self.running, self._exchange
+        assert reply and (exchange or not reply.running)
+        self.running, self._exchange = None, None
+        reply.unsent = unsent
+        assert reply.node is not None
+        node = self.tree.nodes[reply.node]
+        node.message, node.state, node.outcome = reply.message(), reply.kept_state(), reply.outcome(self._clock())
+        if self.keeps:
+            self._keeper.finish(node.id, node.message, node.state, node.outcome)
+        self._tell(lambda view: view.ended(reply))
+        waiting, self.waiting = self.waiting, None
+        if unsent:
+            self._take_back(node)
+        if waiting is not None:
+            self._tell(lambda view: view.queued(None))
+            if reply.state == "done":
+                asyncio.get_running_loop().create_task(self.ask(*waiting))
+                return
+            error = LocalchatError("the answer did not end well: your next message was not sent")
+            self._tell(lambda view: view.refused(*waiting, error))
+        if isinstance(reply.error, ContextExceeded):
+            self._tell(lambda view: view.full())
+        elif not unsent:
+            self._make_title()
+
+    def _take_back(self, answer: Node) -> None:
+        """A message that no engine saw goes back to where it was written."""
+        if answer.parent is None or self.tree.siblings(answer.id) != [answer.id]:
+            return
+        question, reply = self.tree.nodes[answer.parent], self._replies[answer.id]
+        self.tree.remove(answer.id)
+        self.tree.remove(question.id)
+        if self.keeps:
+            self._keeper.call(lambda chats, chat=self.chat: chats.withdraw(chat, question.id))  # type: ignore[misc, arg-type]
+        error = reply.error or LocalchatError("stopped before the message was sent")
+        self._tell(lambda view: view.shown())
+        self._tell(lambda view: view.refused(question.message.text(), question.attachments, error))
+
+    def _hang(self, prompt: Node, answer: int, reply: Reply) -> None:
+        self.tree.add(prompt)
+        node = Node(answer, prompt.id, Message("assistant"), "unfinished", time.time())
+        self.tree.add(node)
+        for item, number in zip(self._beginning, (prompt.id, answer), strict=True):
+            told = item_of(self.tree, self.tree.nodes[number], {})
+            item.node, item.place, item.places = number, told.place, told.places
+            self._tell(lambda view, number=number: view.named(number))  # type: ignore[misc]
+        self._take_up(node, reply)
+
+    def _take_up(self, node: Node, reply: Reply) -> None:
+        reply.node = node.id
+        self._replies[node.id] = reply
+        self.running = self.last = reply
+
+    # The disk.
+
+    async def _kept(self, work: Callable[[Chats], T]) -> T:
+        return await asyncio.wrap_future(self._keeper.call(work))
+
+    async def _written_down(
+        self, parent: int | None, message: Message, attachments: list[Attachment]
+    ) -> tuple[int, int]:
+        if not self.keeps:
+            return self._number(), self._number()
+        chat, settings = self.chat, self.settings
+
+        def work(chats: Chats) -> tuple[int, int, int]:
+            number = chat if chat is not None else chats.create(settings)
+            return number, *chats.ask(number, parent, message, attachments, model=settings.model)
+
+        self.chat, question, answer = await self._kept(work)
+        if not self.title:
+            self.title = (await self._kept(lambda chats, chat=self.chat: chats.info(chat))).title  # type: ignore
+        return question, answer
+
+    async def _answered_again(self, question: int) -> int:
+        if not self.keeps or self.chat is None:
+            return self._number()
+        return await self._kept(lambda chats, chat=self.chat: chats.answer_again(chat, question))  # type: ignore
+
+    async def _resumed(self, node: int) -> None:
+        if self.keeps and node > 0:
+            await self._kept(lambda chats: chats.resume(node))
+
+    def _number(self) -> int:
+        """A number for a message that is not kept: below zero, where no kept one is."""
+        self._unkept -= 1
+        return self._unkept
+
+    def _tell(self, what: Callable[[View], object]) -> None:
+        if self.view:
+            what(self.view)
+
+
+def settings_with(settings: ChatSettings, **changes: object) -> ChatSettings:
+    """The same settings but for `changes`."""
+    return msgspec.structs.replace(settings, **changes)

@@ -1,0 +1,45 @@
+"""One line to type into: what titles, filters and searches are typed in."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.widgets import Input
+
+from localchat.safe_text import safe_text
+
+_LONGEST = 1000
+
+
+class LineInput(Input):
+    """An input without a frame of its own. What is typed or pasted becomes one safe line of at most 1,000 characters."""
+
+    DEFAULT_CSS = """
+    LineInput, LineInput:focus {
+        height: 1;
+        border: none;
+        padding: 0;
+        background: transparent;
+        background-tint: transparent 0%;
+        color: $foreground;
+        & > .input--placeholder { color: $faint; }
+    }
+    """
+
+    def __init__(self, value: str = "", placeholder: str = "", *, classes: str | None = None) -> None:
+        super().__init__(_one_line(value), placeholder, classes=classes, select_on_focus=False)
+
+    def replace(self, text: str, start: int, end: int) -> None:
+        """Put `text` in the place of what stands between two places, as far as there is room."""
+        room = _LONGEST - (len(self.value) - abs(end - start))
+        super().replace(_one_line(text)[: max(0, room)], start, end)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        # Textual would take the first line only.
+        self.replace(event.text, *self.selection)
+        event.stop()
+        event.prevent_default()
+
+
+def _one_line(text: str) -> str:
+    """Safe text on one line; spaces at its ends stay, because it is put between others."""
+    return safe_text(text[: 4 * _LONGEST]).replace("\n", " ").replace("\t", " ")[:_LONGEST]
