@@ -10,10 +10,11 @@ import pytest
 from fake_engine import FakeEngine
 from textual.pilot import Pilot
 
-from localchat.chats.records import ChatSettings
+from localchat.chats.records import ChatSettings, Draft
 from localchat.chats.reply import Reply
 from localchat.client import engine_at
 from localchat.paths import paths
+from localchat.protocol import Message, Role
 from localchat.settings import settings
 from localchat.tui.app import ChatApp
 from localchat.tui.screens.chat import ChatScreen
@@ -62,6 +63,18 @@ class Bench:
     def composer(self) -> Composer:
         return self.screen.query_one(Composer)
 
+    @staticmethod
+    def settings(**options: object) -> ChatSettings:
+        return ChatSettings(**options)  # type: ignore[arg-type]
+
+    @staticmethod
+    def message(text: str, role: Role = "user") -> Message:
+        return Message(role, text)
+
+    @staticmethod
+    def draft(text: str) -> Draft:
+        return Draft(text)
+
     @property
     def status(self) -> Status:
         return self.screen.query_one(Status)
@@ -99,6 +112,9 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     paths.cache_clear()
     settings.cache_clear()
+    # A title asked for behind an answer would be one more request in every test.
+    paths().config.mkdir()
+    paths().settings.write_text("titles = false\n")
     yield
     paths.cache_clear()
     settings.cache_clear()

@@ -55,7 +55,7 @@ async def test_esc_stops_at_once_and_keeps_what_came(bench: Bench) -> None:
         await bench.until(pilot, lambda: "A partial" in bench.shown)
         await pilot.press("escape")
         assert bench.replies[-1].state == "stopped"
-        assert bench.status.state == "stopped"
+        assert bench.status.state.startswith("stopped")
         assert bench.engine.closed_early.wait(10)
         await pilot.pause()
         assert "stopped" in bench.shown
@@ -88,12 +88,12 @@ async def test_every_state_is_told(bench: Bench) -> None:
         bench.engine.go("a")
         await bench.until(pilot, lambda: bench.status.state == "loading the model, 43%")
         bench.engine.go("b")
-        told = "reading 512 of 2,000 tokens, 3 s left, 1,200 from cache"
+        told = "reading 512 of 2,000 tokens, 26%, 3 s left, 1,200 from the cache"
         await bench.until(pilot, lambda: bench.status.state == told)
         bench.engine.go("c")
-        await bench.until(pilot, lambda: bench.status.state == "thinking 0 s")
+        await bench.until(pilot, lambda: bench.status.state.startswith("thinking 0 s"))
         bench.clock.now += 4
-        await bench.until(pilot, lambda: bench.status.state == "thinking 4 s")
+        await bench.until(pilot, lambda: bench.status.state.startswith("thinking 4 s"))
         bench.engine.go("d")
         await bench.until(pilot, lambda: bench.replies[-1].text_tokens == 11)
         bench.clock.now += 1
@@ -171,7 +171,7 @@ async def test_an_error_is_one_sentence_and_the_message_can_be_asked_again(
     bench.engine.script(say("Better."))
     async with bench.app().run_test(size=SIZE) as pilot:
         await bench.ask(pilot, "go")
-        await bench.until(pilot, lambda: bench.status.state == "failed")
+        await bench.until(pilot, lambda: bench.status.state.startswith("failed"))
         assert sentence in bench.shown
         assert "Ctrl+R" in bench.shown
         assert ("Half" in bench.shown) == (steps[0][0] == say("Half")[0])
@@ -188,7 +188,7 @@ async def test_an_engine_that_is_killed_leaves_what_it_said(bench: Bench) -> Non
         await bench.ask(pilot, "go")
         await bench.until(pilot, lambda: "Before the end" in bench.shown)
         bench.engine.die()
-        await bench.until(pilot, lambda: bench.status.state == "failed")
+        await bench.until(pilot, lambda: bench.status.state.startswith("failed"))
         assert "Before the end" in bench.shown
         await bench.ask(pilot, "again")
         await bench.until(pilot, lambda: "cannot reach" in bench.shown)

@@ -15,7 +15,6 @@ from localchat.paths import paths
 from localchat.settings import settings
 from localchat.tui import theme as themes
 from localchat.tui.theme import THEMES, WITHOUT_COLOURS
-from localchat.tui.widgets.page import Page
 
 TEXT = ["foreground", "muted", "accent", "error", "success"]
 CODE = ["code-string", "code-number", "code-name", "code-comment"]
@@ -128,39 +127,16 @@ def test_no_colours_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert themes.chosen() == "ansi"
 
 
-ANSWER = """Light is **scattered** by the air, see `red` and [more](https://example.org).
-
-1. A list
-   - of things
-
-```python
-def scattered(wavelength: float) -> float:
-    \"\"\"Rayleigh: the fourth power.\"\"\"
-    return 1 / wavelength**4  # relative
-```
-
-| Colour | Wavelength |
-|--------|-----------:|
-| blue   | 450 nm     |
-
-> Said by others.
-"""
-
-
 class Sample(App[None]):
     """Every role of the theme at one place."""
 
-    CSS = (
-        WITHOUT_COLOURS
-        + """
-    .muted { color: $muted; }
-    .faint { color: $faint; }
-    .error { color: $error; }
-    .accent { color: $accent; border-left: solid $accent; padding-left: 1; }
+    CSS = WITHOUT_COLOURS + "".join(f".{role} {{ color: ${role}; }}\n" for role in [*TEXT, *CODE, "faint"])
+    CSS += """
+    .prompt { border-left: solid $accent; padding-left: 1; margin: 1 0; }
+    .listing { background: $surface; }
+    .marked { background: $block-cursor-background; color: $block-cursor-foreground; }
     TextArea, TextArea:focus { height: 3; border: round $border; background: $background; }
-    Page { margin: 1 0; height: auto; }
     """
-    )
 
     def __init__(self, name: str) -> None:
         super().__init__(ansi_color=themes.is_colourless() or None)
@@ -169,10 +145,12 @@ class Sample(App[None]):
         self.theme = name
 
     def compose(self) -> ComposeResult:
-        yield Static("Why is the sky blue?", classes="accent")
-        yield Page(ANSWER)
-        for role in ("muted", "faint", "error"):
+        yield Static("Why is the sky blue?", classes="prompt")
+        for role in [*TEXT, "faint"]:
             yield Static(f"{role} text", classes=role)
+        for role in CODE:
+            yield Static(f"{role} text", classes=f"{role} listing")
+        yield Static("the row that is chosen", classes="marked")
         area = TextArea("what is selected here")
         area.cursor_blink = False
         yield area
@@ -183,7 +161,7 @@ class Sample(App[None]):
 
 @pytest.mark.parametrize("name", [*THEMES])
 def test_the_look_of(name: str, snap_compare: Callable[..., bool]) -> None:
-    assert snap_compare(Sample(name), terminal_size=(60, 32))
+    assert snap_compare(Sample(name), terminal_size=(60, 20))
 
 
 async def test_switched_at_once() -> None:
@@ -200,7 +178,7 @@ async def test_switched_at_once() -> None:
 async def test_nothing_but_attributes_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app = Sample(themes.chosen())
-    async with app.run_test(size=(60, 32)) as pilot:
+    async with app.run_test(size=(60, 20)) as pilot:
         await pilot.pause()
         selected = False
         for strip in app.screen._compositor.render_strips():

@@ -1,7 +1,7 @@
-"""Files that go with a message, as text: text and code as they are, the text of a PDF's pages, or a refusal with the reason.
+"""Files that go with a message, as text: text and code as they are, the text of a PDF's pages, or why it cannot be read.
 
-A PDF is read in a process of its own (`pdf_process`), as the engine does it with chat templates: a file from elsewhere can
-have a parser loop or grow without end, and a process can be limited and killed. It gets the open file, not its name.
+A PDF is read in a process of its own (`pdf_process`), as the engine does it with chat templates: a file from elsewhere
+can have a parser loop or grow without end, and a process can be limited and killed. It gets the open file, not its name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read(path: Path) -> Attachment:
     """A file as an attachment. Raises `UsageError` with one sentence where it is none that a model can read."""
     name = safe_line(str(path))
     try:
-        with _opened(path, name) as file:
+        with opened(path, name) as file:
             size = os.fstat(file.fileno()).st_size
             if size > FILE_LIMIT_BYTES:
                 raise UsageError(f"{name} is too large ({size / 1e6:,.0f} MB): {_too_large()}")
@@ -87,10 +87,12 @@ def _within_limit(text: str, name: str) -> str:
 
 
 def _too_large() -> str:
-    return f"at most {FILE_LIMIT_BYTES / 1e6:.0f} MB and {TEXT_LIMIT_CHARACTERS:,} characters can be read, so give a part"
+    return (
+        f"at most {FILE_LIMIT_BYTES / 1e6:.0f} MB and {TEXT_LIMIT_CHARACTERS:,} characters can be read, so give a part"
+    )
 
 
-def _opened(path: Path, name: str) -> BinaryIO:
+def opened(path: Path, name: str) -> BinaryIO:
     """The file, open; what is no plain file is refused before a byte of it is asked for."""
     # Without waiting: to open a pipe that nobody writes to would take for ever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))

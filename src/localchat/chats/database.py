@@ -50,7 +50,7 @@ class Database:
 
     def close(self) -> None:
         """Close the file; nothing can be read or written afterwards."""
-        with self._errors():
+        with suppress(sqlite3.Error):
             self._connection.close()
 
     @contextmanager
@@ -70,12 +70,8 @@ class Database:
         if self._depth:
             yield self._connection
             return
-        with self._errors():
-            if not self._is_in_place():
-                self._connection.close()
-                self._connection = self._open()
-            connection = self._connection
-            connection.execute(begin)
+        try:
+            connection = self._begin(begin)
             self._depth += 1
             try:
                 yield connection
@@ -85,13 +81,29 @@ class Database:
                 if connection.in_transaction:
                     with suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise translated(error, self.file) from error
+
+    def _begin(self, begin: str) -> sqlite3.Connection:
+        """Begin a transaction on the file that has the name now: a backup may have been put into its place.
+
+        That may also have happened while this waited for the lock.
+        """
+        while True:
+            if not self._is_in_place():
+                self._connection.close()
+                self._connection = self._open()
+            self._connection.execute(begin)
+            if self._is_in_place():
+                return self._connection
+            self._connection.execute("ROLLBACK")
 
     def _open(self) -> sqlite3.Connection:
-        with self._errors():
-            try:
-                private_folder(self.file.parent)
-            except LocalchatError as error:
-                raise ChatsReadOnly(error.message) from error
+        try:
+            private_folder(self.file.parent)
+        except LocalchatError as error:
+            raise ChatsReadOnly(error.message) from error
+        try:
             make_private(self.file)
             connection = connect(self.file)
             try:
@@ -102,23 +114,18 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-            self._identity = (status.st_dev, status.st_ino)
-            return connection
+        except (sqlite3.Error, OSError) as error:
+            raise translated(error, self.file) from error
+        self._identity = (status.st_dev, status.st_ino)
+        return connection
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is still the one of that name: a backup may have been put into its place."""
+        """Whether the open file is still the one of that name."""
         try:
             status = self.file.stat()
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise translated(error, self.file) from error
 
 
 def connect(file: Path) -> sqlite3.Connection:

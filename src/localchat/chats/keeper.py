@@ -14,22 +14,29 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from localchat.chats.records import Outcome, State
 from localchat.chats.store import Chats
-from localchat.errors import ChatsError, NoSuchChat
+from localchat.errors import ChatsDamaged, ChatsError, NoSuchChat
+from localchat.paths import paths
 from localchat.protocol import Message
+
+if TYPE_CHECKING:
+    from localchat.chats.backup import Backup, Restored
 
 T = TypeVar("T")
 
 _SAVE_S = 0.5
 _RETRY_S = 2.0
+_LAST_RETRY_S = 0.1
+_QUIET_S = 1.0
+"""Seconds in which nobody wanted anything before the daily backup begins."""
 
 
 @dataclass(slots=True)
 class _Answer:
-    """The newest state of one answer; `due` is when it shall be saved (monotonic seconds), None while it is."""
+    """The newest state of one answer; `due` is when it shall be saved next (monotonic seconds), None: it is."""
 
     message: Message | None = None
     outcome: Outcome = field(default_factory=Outcome)
@@ -42,31 +49,30 @@ class _Answer:
 class Keeper:
     """A thread of its own that owns one `Chats`, which it opens at once (or, where that fails, with the next call).
 
-    `trouble` is "" or one sentence: why what is being written is not on disk right now. All methods may be called from
-    any thread and return at once, `close` apart.
+    `trouble` is "" or one sentence: why what is being written is not on disk right now. `damage` is "" or says that the
+    daily backup found the file damaged. All methods may be called from any thread; all but `close` return at once.
     """
 
     def __init__(self, file: Path | None = None) -> None:
         self.trouble = ""
-        self._file = file
+        self.damage = ""
+        self._file = file or paths().chats
         self._chats: Chats | None = None
-        self._calls: deque[tuple[Callable[[Chats], Any], Future[Any]]] = deque()
+        self._work: deque[Callable[[], None]] = deque()
         self._answers: dict[int, _Answer] = {}
         self._news = threading.Condition()
         self._give_up_at: float | None = None
+        self._backup_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
         self._thread.start()
 
     def call(self, work: Callable[[Chats], T]) -> Future[T]:
         """Have `work` done on the thread, in the order of the calls; its result or its error comes in the future."""
-        future: Future[T] = Future()
-        with self._news:
-            if self._give_up_at is not None:
-                future.set_exception(ChatsError("the chats are closed already: start localchat again"))
-                return future
-            self._calls.append((work, future))
-            self._news.notify()
-        return future
+        return self._enqueue(lambda: work(self._opened()))
+
+    def restore(self, backup: Backup | None) -> Future[Restored]:
+        """Put a backup in the place of a damaged file; see `backup.restore`."""
+        return self._enqueue(lambda: self._restore(backup))
 
     def follow(self, node: int) -> None:
         """An answer is going to be written: `write` may be called with it, until `finish`."""
@@ -87,8 +93,10 @@ class Keeper:
         over: Future[None] = Future()
         with self._news:
             answer = self._answers.setdefault(node, _Answer())
-            answer.message, answer.outcome, answer.state = message, outcome, state
-            answer.due, answer.over = time.monotonic(), over
+            answer.message, answer.outcome, answer.state, answer.over = message, outcome, state, over
+            # In its place among the calls: one before it may be what makes the answer unfinished again.
+            answer.due = None
+            self._work.append(lambda: self._save(node, answer))
             self._news.notify()
         return over
 
@@ -100,55 +108,74 @@ class Keeper:
             self._news.notify()
         self._thread.join(patience_s)
 
+    def _enqueue(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def do() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._news:
+            if self._give_up_at is None:
+                self._work.append(do)
+                self._news.notify()
+                return future
+        future.set_exception(ChatsError("the chats are closed already: start localchat again"))
+        return future
+
     # On the thread
 
     def _run(self) -> None:
         with suppress(ChatsError):
             self._opened()
-        while True:
-            with self._news:
-                while not (self._calls or self._give_up_at is not None or self._wait_s() == 0):
-                    self._news.wait(self._wait_s())
-                call = self._calls.popleft() if self._calls else None
-            self._save_due()
-            if call:
-                self._do(*call)
-            elif self._give_up_at is not None:
-                break
+        self._backup_at = time.monotonic() + _QUIET_S
+        while work := self._next():
+            work()
         self._end()
+
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be done next, once there is something; None: the end."""
+        with self._news:
+            while True:
+                now = time.monotonic()
+                if self._work:
+                    if self._backup_at is not None:
+                        self._backup_at = now + _QUIET_S
+                    return self._work.popleft()
+                if self._give_up_at is not None:
+                    return None
+                due = {answer.due: node for node, answer in self._answers.items() if answer.due is not None}
+                if due and min(due) <= now:
+                    node = due[min(due)]
+                    answer = self._answers[node]
+                    return lambda: self._save(node, answer)
+                if self._backup_at is not None and self._backup_at <= now:
+                    return self._back_up
+                alarms = [*due, *(() if self._backup_at is None else (self._backup_at,))]
+                self._news.wait(min(alarms) - now if alarms else None)
 
     def _opened(self) -> Chats:
         if self._chats is None:
-            self._chats = Chats(self._file)
+            try:
+                self._chats = Chats(self._file)
+            except ChatsError as error:
+                self.trouble = error.message
+                raise
+            self.trouble = ""
         return self._chats
-
-    def _do(self, work: Callable[[Chats], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work(self._opened())
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def _wait_s(self) -> float | None:
-        """How long until an answer has to be saved; None: no answer waits."""
-        due = [answer.due for answer in self._answers.values() if answer.due is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
-
-    def _save_due(self) -> None:
-        now = time.monotonic()
-        with self._news:
-            due = [(node, answer) for node, answer in self._answers.items() if answer.due is not None and answer.due <= now]
-        for node, answer in due:
-            self._save(node, answer)
 
     def _save(self, node: int, answer: _Answer) -> None:
         with self._news:
             message, outcome, state, over = answer.message, answer.outcome, answer.state, answer.over
             answer.due = None
-        assert message is not None
+        if message is None or (over and over.done()):
+            return
         try:
             self._opened().save(node, message, state, outcome)
         except NoSuchChat as error:
@@ -174,16 +201,44 @@ class Keeper:
         elif over:
             over.set_result(None)
 
-    def _end(self) -> None:
-        assert self._give_up_at is not None
-        while open_ones := [(node, one) for node, one in self._answers.items() if one.due is not None]:
-            for node, answer in open_ones:
-                self._save(node, answer)
-            if not self.trouble:
-                continue
-            if time.monotonic() > self._give_up_at:
-                break
-            time.sleep(0.1)
+    def _back_up(self) -> None:
+        from localchat.chats.backup import keep_daily
+
+        self._backup_at = None
+        try:
+            if self._chats and not keep_daily(self._file, self._is_wanted):
+                self._backup_at = time.monotonic() + _QUIET_S
+        except ChatsDamaged as error:
+            self.damage = error.message
+        except ChatsError:
+            pass  # no room for a copy: those that there are stay
+
+    def _is_wanted(self) -> bool:
+        now = time.monotonic()
+        with self._news:
+            due = (answer.due for answer in self._answers.values())
+            return bool(self._work or self._give_up_at is not None or any(at is not None and at <= now for at in due))
+
+    def _restore(self, backup: Backup | None) -> Restored:
+        from localchat.chats.backup import restore
+
         if self._chats:
-            with suppress(ChatsError):
-                self._chats.close()
+            self._chats.close()
+            self._chats = None
+        restored = restore(backup, self._file)
+        self.damage = ""
+        self._opened()
+        return restored
+
+    def _end(self) -> None:
+        """Save what is not saved, until there is no time left; then close."""
+        assert self._give_up_at is not None
+        while left := [(node, one) for node, one in self._answers.items() if one.due is not None]:
+            for node, answer in left:
+                self._save(node, answer)
+            if any(one.due is not None for one in self._answers.values()):
+                if time.monotonic() + _LAST_RETRY_S > self._give_up_at:
+                    break
+                time.sleep(_LAST_RETRY_S)
+        if self._chats:
+            self._chats.close()

@@ -1,8 +1,8 @@
 """The process in which a PDF is read: pypdf, and nothing else, within hard limits of memory and processor time.
 
 Run as a script with the open file as its standard input and the most characters that are wanted as its argument; it
-imports nothing of localchat. One JSON object on stdout: `{"text"}`, or `{"problem"}` with one of "encrypted", "scanned",
-"heavy", "broken".
+imports nothing of localchat. One JSON object on stdout: `{"text"}`, or `{"problem"}` with one of "encrypted",
+"scanned", "heavy", "broken".
 """
 
 from __future__ import annotations

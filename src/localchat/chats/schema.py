@@ -1,7 +1,7 @@
 """The tables of the conversations, and the way from each older layout to this one.
 
-`user_version` in the file says which layout it has. A change of a table is a new version: a step here that turns the one
-before into it, and the old text goes to `tests/chats/schemas`, so that every file that a release wrote can be opened.
+`user_version` in the file says which layout it has. A change of a table is a new version: a step here turns the one before
+into it, and the old text goes to `tests/chats/schemas`, so that every file that a release wrote can be opened.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from localchat.errors import ChatsError
 
 VERSION = 1
 
-# Words are cut at spaces and punctuation, which Chinese, Japanese, Thai and their like do not put between words. Each of
-# their characters is indexed as a word of its own, and what is searched becomes a phrase of such characters: this finds
-# any part of a text. Korean has spaces, but its particles hang on the words; so it is treated alike.
-# What is in the index is taken out of it by the same words: another set of characters needs a new version and a new index.
+# Words are cut at spaces and punctuation, which Chinese, Japanese, Thai and their like do not put between words. So each
+# of their characters is indexed as a word of its own, and what is searched becomes a phrase of such characters, which
+# finds any part of a text. Korean has spaces, but its particles hang on the words; so it is treated alike. What is in the
+# index is taken out of it by the same words: another set of characters needs a new version, and the index built anew.
 _UNSPACED = re.compile(
     "(["
     "\u0e00-\u0eff"  # Thai, Lao
@@ -71,7 +71,7 @@ CREATE INDEX messages_sent ON messages (created) WHERE role = 'user';
 CREATE INDEX messages_being_written ON messages (writer) WHERE state = 'unfinished';
 
 CREATE TABLE attachments (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     message INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
     name TEXT NOT NULL,
     content TEXT NOT NULL,

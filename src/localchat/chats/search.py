@@ -41,16 +41,6 @@ def search(db: sqlite3.Connection, typed: str, limit: int, kind: Kind | None) ->
         return []
     query = " ".join(f'"{spaced(words)}"{"*" if begins else ""}' for words, begins in terms)
     pattern = _pattern(terms)
-    titled = db.execute(
-        """SELECT chats.id, tip, kind, title, created FROM titles JOIN chats ON chats.id = titles.rowid
-        WHERE titles MATCH ? AND deleted IS NULL AND tip IS NOT NULL AND (? IS NULL OR kind = ?)
-        ORDER BY updated DESC LIMIT ?""",
-        (query, kind, kind, min(limit, _MOST_TITLES)),
-    )
-    hits = [
-        Hit(chat, tip, kind_of, title, "title", created, *_excerpt(title, pattern))
-        for chat, tip, kind_of, title, created in titled
-    ]
     # Rows come newest first out of the index: a word that stands everywhere costs no more than the newest of them.
     found = db.execute(
         """SELECT words.rowid, messages.created, bm25(words) FROM words
@@ -60,13 +50,27 @@ def search(db: sqlite3.Connection, typed: str, limit: int, kind: Kind | None) ->
     ).fetchall()
     now = time.time()
     found.sort(key=lambda row: row[2] * (1 + 0.5 ** (max(0.0, now - row[1]) / _DAY_S / _FADES_DAYS)))
-    for node, created, _ in found[: limit - len(hits)]:
+    hits = []
+    for node, created, _ in found[:limit]:
         chat, kind_of, title, role, content = db.execute(
             "SELECT chat, kind, title, role, content FROM messages JOIN chats ON chats.id = chat WHERE messages.id = ?",
             (node,),
         ).fetchone()
         hits.append(Hit(chat, node, kind_of, title, role, created, *_excerpt(content, pattern)))
-    return hits
+    titled = db.execute(
+        """SELECT chats.id, tip, kind, title, created, titled_by FROM titles JOIN chats ON chats.id = titles.rowid
+        WHERE titles MATCH ? AND deleted IS NULL AND tip IS NOT NULL AND (? IS NULL OR kind = ?)
+        ORDER BY updated DESC LIMIT ?""",
+        (query, kind, kind, min(limit, _MOST_TITLES)),
+    )
+    # A title made of the first words is found with the message that it comes from.
+    told = {hit.chat for hit in hits}
+    named = [
+        Hit(chat, tip, kind_of, title, "title", created, *_excerpt(title, pattern))
+        for chat, tip, kind_of, title, created, titled_by in titled
+        if titled_by != "words" or chat not in told
+    ]
+    return (named + hits)[:limit]
 
 
 def _terms(typed: str) -> Iterator[tuple[str, bool]]:

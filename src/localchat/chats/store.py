@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from localchat.chats import writers
+from localchat.chats import rows, writers
 from localchat.chats.columns import decoded, encoded, text
-from localchat.chats.database import Database
-from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Draft, Hit, Kind, Node, Outcome, State
+from localchat.chats.database import Database, translated
+from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Draft, Hit, Kind, Outcome, State
 from localchat.chats.tree import Tree
 from localchat.errors import ChatsError, NoSuchChat
 from localchat.paths import paths
@@ -27,18 +27,13 @@ KEPT_DAYS = 30
 _DAY_S = 86400.0
 _NOT_BEGUN = 0
 _TITLE_LENGTH = 60
-_INFO = """
-    SELECT id, kind, title, titled_by, pinned, created, updated, settings, tip,
-        (SELECT count(*) FROM messages WHERE chat = chats.id)
-    FROM chats WHERE deleted IS NULL
-"""
 
 
 class Chats:
     """The chats in `file` (by default those of this user). Belongs to one thread.
 
-    What it returns is a copy. Raises `ChatsError` and its kinds: locked, read-only, full, damaged, no such chat. What an
-    answer's writer left behind when it died has state "broken" from the next opening or listing on.
+    Raises `ChatsError` and its kinds: locked, read-only, full, damaged, no such chat. An answer whose writer died has
+    the state "broken" from the next opening, listing or reading on.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -56,8 +51,8 @@ class Chats:
         """Close the file. Answers that are still being written here are marked as broken off."""
         try:
             if self._writer:
-                with suppress(ChatsError), self._db.writing() as db:
-                    db.execute("UPDATE messages SET state = 'broken', writer = NULL WHERE writer = ?", (self._writer.name,))
+                with suppress(ChatsError):
+                    self._break_off([self._writer.name])
         finally:
             if self._writer:
                 self._writer.close()
@@ -272,54 +267,26 @@ class Chats:
         self._mend()
         with self._db.reading() as db:
             tip = self.info(chat).tip
-            nodes = {
-                id: Node(
-                    id,
-                    parent,
-                    Message(role, content, reasoning, name),
-                    state,
-                    created,
-                    decoded(outcome, Outcome) if outcome != "{}" else Outcome(),
-                    [],
-                    summary,
-                )
-                for id, parent, role, content, reasoning, name, state, created, outcome, summary in db.execute(
-                    """SELECT id, parent, role, content, reasoning, name, state, created, outcome, summary
-                    FROM messages WHERE chat = ? ORDER BY id""",
-                    (chat,),
-                )
-            }
-            for message, name, content, tokens in db.execute(
-                """SELECT message, name, attachments.content, tokens FROM attachments
-                JOIN messages ON messages.id = message WHERE chat = ? ORDER BY attachments.id""",
-                (chat,),
-            ):
-                nodes[message].attachments.append(Attachment(name, content, tokens))
-        return Tree(nodes.values(), tip)
+            return Tree(rows.nodes(db, chat), tip)
 
     def info(self, chat: int) -> ChatInfo:
         """What a list shows of one chat."""
         with self._db.reading() as db:
-            for row in db.execute(f"{_INFO} AND id = ?", (_safe(chat),)):
-                return _info(row)
+            for found in rows.infos(db, "id = ?", (_safe(chat),)):
+                return found
         raise _no_chat(chat)
 
     def chats(self, kind: Kind | None = "chat", limit: int | None = None) -> list[ChatInfo]:
         """The chats of a kind (None: of both): pinned ones first, then those that were used last."""
         self._mend()
         with self._db.reading() as db:
-            rows = db.execute(
-                f"{_INFO} AND (? IS NULL OR kind = ?) ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?",
-                (kind, kind, -1 if limit is None else limit),
-            )
-            return [_info(row) for row in rows]
+            wanted = "(? IS NULL OR kind = ?) ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?"
+            return list(rows.infos(db, wanted, (kind, kind, -1 if limit is None else limit)))
 
     def latest(self, kind: Kind) -> ChatInfo | None:
         """The chat of a kind that was used last."""
         with self._db.reading() as db:
-            for row in db.execute(f"{_INFO} AND kind = ? ORDER BY updated DESC, id DESC LIMIT 1", (kind,)):
-                return _info(row)
-        return None
+            return next(rows.infos(db, "kind = ? ORDER BY updated DESC, id DESC LIMIT 1", (kind,)), None)
 
     def search(self, words: str, limit: int = 50, kind: Kind | None = None) -> list[Hit]:
         """Messages and titles in which all of `words` stand, the best first; see `search.search`."""
@@ -331,12 +298,12 @@ class Chats:
     def prompts(self, limit: int = 200) -> list[str]:
         """What the person wrote in chats, the oldest first, without repeats in a row."""
         with self._db.reading() as db:
-            rows = db.execute(
+            written = db.execute(
                 """SELECT content FROM messages JOIN chats ON chats.id = chat WHERE role = 'user' AND content <> ''
                 AND kind = 'chat' AND deleted IS NULL ORDER BY messages.created DESC, messages.id DESC""",
             )
             found: list[str] = []
-            for (content,) in rows:
+            for (content,) in written:
                 if len(found) == limit:
                     break
                 if not found or found[-1] != content:
@@ -363,8 +330,9 @@ class Chats:
         content, reasoning = _words(message)
         node = _number(
             db.execute(
-                """INSERT INTO messages (chat, parent, role, name, content, reasoning, state, writer, created, outcome, summary)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                """INSERT INTO messages
+                (chat, parent, role, name, content, reasoning, state, writer, created, outcome, summary) VALUES
+                (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
                 (
                     chat,
                     parent,
@@ -424,7 +392,10 @@ class Chats:
     def _writing(self) -> str:
         """The name under which this object writes answers."""
         if self._writer is None:
-            self._writer = writers.Writer(self.file.parent)
+            try:
+                self._writer = writers.Writer(self.file.parent)
+            except OSError as error:
+                raise translated(error, self.file) from error
         return self._writer.name
 
     def _mend(self) -> None:
@@ -432,33 +403,23 @@ class Chats:
         with self._db.reading() as db:
             named = [name for (name,) in db.execute("SELECT DISTINCT writer FROM messages WHERE state = 'unfinished'")]
         own = self._writer.name if self._writer else None
-        dead = [(name,) for name in named if name != own and writers.is_dead(self.file.parent, name)]
+        dead = [name for name in named if name != own and writers.is_dead(self.file.parent, name)]
         if dead:
-            with suppress(ChatsError), self._db.writing() as db:
-                db.executemany(
-                    "UPDATE messages SET state = 'broken', writer = NULL WHERE state = 'unfinished' AND writer IS ?", dead
-                )
+            with suppress(ChatsError):
+                self._break_off(dead)
+
+    def _break_off(self, names: Sequence[str | None]) -> None:
+        """Mark the answers of these writers as broken off."""
+        with self._db.writing() as db:
+            db.executemany(
+                "UPDATE messages SET state = 'broken', writer = NULL WHERE state = 'unfinished' AND writer IS ?",
+                [(name,) for name in names],
+            )
 
 
 def _words(message: Message) -> tuple[str, str | None]:
     thinking = message.reasoning_content
     return text(message.text()), None if thinking is None else text(thinking)
-
-
-def _info(row: tuple[object, ...]) -> ChatInfo:
-    id, kind, title, titled_by, pinned, created, updated, settings, tip, messages = row
-    return ChatInfo(
-        id,  # type: ignore[arg-type]
-        kind,  # type: ignore[arg-type]
-        title,  # type: ignore[arg-type]
-        titled_by,  # type: ignore[arg-type]
-        bool(pinned),
-        created,  # type: ignore[arg-type]
-        updated,  # type: ignore[arg-type]
-        decoded(settings, ChatSettings),  # type: ignore[arg-type]
-        tip,  # type: ignore[arg-type]
-        messages,  # type: ignore[arg-type]
-    )
 
 
 def _number(cursor: sqlite3.Cursor) -> int:

@@ -13,7 +13,7 @@ from localchat.locks import FileLock
 
 
 class Writer:
-    """This program as a writer of answers, until `close`. Raises `OSError` where the file cannot be made."""
+    """The program as a writer of answers, until `close`. Raises `OSError` where the file cannot be made."""
 
     def __init__(self, folder: Path) -> None:
         self.name = f"writing-{os.getpid()}-{os.urandom(6).hex()}"

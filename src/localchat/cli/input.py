@@ -1,4 +1,4 @@
-"""What a person gives to `ask`: words, standard input, files; read as words and attachments, or refused with the reason."""
+"""What a person gives to `ask`: words, standard input, files; taken as words and attachments, or refused with why."""
 
 from __future__ import annotations
 

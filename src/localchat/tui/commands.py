@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Command = tuple[str, str, str]
+SlashCommand = tuple[str, str, str]
 """A command's name, its argument ("" for none), and what it does."""
 
 
@@ -32,7 +32,7 @@ class Slip:
     sentence: str
 
 
-def meaning(text: str, commands: Sequence[Command]) -> Text | Call | Slip:
+def meaning(text: str, commands: Sequence[SlashCommand]) -> Text | Call | Slip:
     """What to do with a message that is being sent.
 
     A first word that is no command is text where it is a path or more follows; two slashes stand for one that is meant.
@@ -57,7 +57,7 @@ def meaning(text: str, commands: Sequence[Command]) -> Text | Call | Slip:
     return Slip(f"there is no command /{word[:40]}: {advice}; with // it is sent as text")
 
 
-def fitting(typed: str, commands: Sequence[Command]) -> list[Command]:
+def fitting(typed: str, commands: Sequence[SlashCommand]) -> list[SlashCommand]:
     """The commands whose name begins with `typed`, then those that contain it."""
     begins = [command for command in commands if command[0].startswith(typed)]
     contains = [command for command in commands if typed in command[0] and command not in begins]

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -179,7 +180,7 @@ def _below(typed: str, folder: Path, limit: int) -> list[Found]:
 def _entries(folder: Path) -> Sequence[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry, _ in zip(entries, range(_FOLDER_LIMIT), strict=False)), key=lambda e: e.name)
+            return sorted(islice(entries, _FOLDER_LIMIT), key=lambda entry: entry.name)
     except OSError:
         return []
 

@@ -445,8 +445,9 @@ class Session:
         chat, settings = self.chat, self.settings
 
         def work(chats: Chats) -> tuple[int, int, int]:
-            number = chat if chat is not None else chats.create(settings)
-            return number, *chats.ask(number, parent, message, attachments, model=settings.model)
+            with chats.together():
+                number = chat if chat is not None else chats.create(settings)
+                return number, *chats.ask(number, parent, message, attachments, model=settings.model)
 
         self.chat, question, answer = await self._kept(work)
         if not self.title:

@@ -1,9 +1,9 @@
-"""How keys and pastes come in from the terminal: Textual's own driver with its reading made safe for what people paste.
+"""How keys and pastes come in from the terminal: Textual's own driver, its reading made safe for what people paste.
 
-Three things are put right. A paste is taken whole, whatever it contains: Textual's parser looks for keys after an escape
-character inside of one (a carriage return there would send the message), and takes two seconds a megabyte. Bytes that are
-not UTF-8 become marks instead of ending the program. Alt+Enter is told from Enter also where it comes as escape and
-carriage return.
+Three things are put right. A paste is taken whole, whatever it contains: Textual's parser looks for keys after an
+escape character inside of one (a carriage return there would send the message), and takes two seconds a megabyte.
+Bytes that are not UTF-8 become marks instead of ending the program. Alt+Enter is told from Enter also where it comes
+as escape and carriage return.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class InputParser(XTermParser):
                 self._pasted.append(seen[:end])
                 text, self._pasted, self._tail = "".join(self._pasted), None, ""
                 # The parser has seen an empty paste begin, and is told of its end.
-                yield from (
-                    event for event in super().feed(BRACKETED_PASTE_END) if not isinstance(event, events.Paste)
-                )
+                yield from (event for event in super().feed(BRACKETED_PASTE_END) if not isinstance(event, events.Paste))
                 yield events.Paste(text.replace("\0", ""))
                 data = seen[end + len(BRACKETED_PASTE_END) :]
 

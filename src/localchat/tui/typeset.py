@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
+from localchat.safe_text import safe_line
 from localchat.tui.blocks import Block
 from localchat.tui.code import code_lines
 from localchat.tui.table import Table
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 TAB = 4
 _LEAST_WIDTH = 8
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
+_MAY_LINK = re.compile(r"\]|<|://")
+_ADDRESS = re.compile(r"(?:https?://|mailto:)\S+", re.IGNORECASE)
+_WRITTEN_OUT = re.compile(r"https?://[^\s<>()\[\]\"'`|\\]+", re.IGNORECASE)
 _DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:", re.MULTILINE)
 
 
@@ -216,6 +220,38 @@ class _Frame:
     def take(self) -> Text:
         taken, self._next = self._next, self.rest
         return taken
+
+
+def code_in(block: Block) -> str | None:
+    """The code of a block that is a listing, or of the first listing inside it."""
+    if block.kind == "code":
+        return _listing(block)[1]
+    if "```" not in block.source and "~~~" not in block.source:
+        return None
+    tokens = _parser().parse(_dedent(block.source, block.indent))
+    return next((token.content.removesuffix("\n") for token in tokens if token.type == "fence"), None)
+
+
+def links_in(blocks: list[Block]) -> list[str]:
+    """The addresses of web and mail in the blocks, in order, each once: those of links and those written out."""
+    found: dict[str, None] = {}
+    references = references_in(blocks)
+    for block in blocks:
+        if block.kind == "code" or not _MAY_LINK.search(block.source):
+            bare = [block.source]
+        else:
+            bare = []
+            for token in _parser().parse(_dedent(block.source, block.indent), {"references": dict(references)}):
+                for child in token.children or []:
+                    address = str(child.attrs.get("href") or child.attrs.get("src") or "")
+                    if _ADDRESS.fullmatch(address):
+                        found[safe_line(address)] = None
+                    elif child.type in ("text", "code_inline"):
+                        bare.append(child.content)
+        for text in bare:
+            for written in _WRITTEN_OUT.findall(text):
+                found[safe_line(written.rstrip(".,;:!?*_"))] = None
+    return list(found)
 
 
 def references_in(blocks: list[Block]) -> References:

@@ -232,7 +232,8 @@ class Vim:
 
     def _word(self, key: str, count: int, operating: bool) -> Location:
         text = self._area.text
-        at = start = self._area.document.get_index_from_location(self._area.cursor_location)
+        row, column = self._area.cursor_location
+        at = start = sum(len(line) + 1 for line in self._area.document.lines[:row]) + column
         step = {"w": next_word, "b": word_before, "e": word_end}[key]
         for _ in range(min(count, _WIDEST)):
             at = step(text, at)

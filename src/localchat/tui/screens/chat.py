@@ -51,8 +51,6 @@ class ChatScreen(ChatActions):
         & > Horizontal { height: 1fr; }
         & .desk { width: 1fr; height: 100%; }
         & .foot { height: auto; align-horizontal: center; padding: 0 2; }
-        & .box { width: 100%; max-width: 104; height: auto; border: round $border; padding: 0 1; }
-        & .box:focus-within { border: round $faint; }
         & Status { width: 100%; max-width: 104; padding: 0 2; }
     }
     """
@@ -89,6 +87,7 @@ class ChatScreen(ChatActions):
         self._offline = offline
         self._asked_for = chat
         self._default_model = ""
+        self._last_title: str | None = None
         self._memory: int | None = None
         self._others: dict[int, Session] = {}
         self._editing: tuple[int | None, Draft] | None = None
@@ -109,8 +108,7 @@ class ChatScreen(ChatActions):
         with Horizontal(), Vertical(classes="desk"):
             yield self.transcript
             with Vertical(classes="foot"):
-                with Vertical(classes="box"):
-                    yield self.composer
+                yield self.composer
                 yield self._status
 
     def on_mount(self) -> None:
@@ -143,7 +141,8 @@ class ChatScreen(ChatActions):
         if draft.text or draft.attachments:
             self.composer.put(draft)
         if last and self.session.chat is None:
-            self.transcript.show_last(last.title)
+            self._last_title = last.title
+            self.transcript.welcome(self._shown_model(), self._offline, last.title)
 
     def _warm_up(self) -> None:
         warm_up(
@@ -182,7 +181,6 @@ class ChatScreen(ChatActions):
             self.do(self.session.ask(text, attachments, editing[0], edit=True))
         else:
             self.do(self.session.ask(text, attachments))
-        self.start_looking()
         self.composer.focus()
 
     def on_composer_command(self, message: Composer.Command) -> None:
@@ -204,21 +202,20 @@ class ChatScreen(ChatActions):
 
     def on_composer_attached(self, message: Composer.Attached) -> None:
         """Count the tokens of an attachment."""
-        self.do(self._count(message.attachment))
+        self.do(self._count(message.attachment, message.index))
 
-    async def _count(self, attachment: Attachment) -> None:
+    async def _count(self, attachment: Attachment, index: int) -> None:
         import asyncio
 
         from localchat.client.local import LocalEngine
 
         if isinstance(self._engine, LocalEngine):
             tokens = await asyncio.to_thread(self._engine.tokenize, attachment.text, self.session.settings.model)
-            self.composer.set_tokens(attachment, len(tokens))
+            self.composer.set_tokens(index, len(tokens))
 
     def on_transcript_typed(self, message: Transcript.Typed) -> None:
         """A person who types wants to write."""
-        self.composer.focus()
-        self.composer.insert_text(message.character)
+        self.composer.type(message.character)
 
     def on_transcript_left(self) -> None:
         """Back to writing."""
@@ -387,7 +384,7 @@ class ChatScreen(ChatActions):
             self.transcript.show(page, at)
             self.transcript.set_seen(*self.session.first_seen())
         else:
-            self.transcript.welcome(self._shown_model(), self._offline)
+            self.transcript.welcome(self._shown_model(), self._offline, self._last_title)
         self._show_status()
 
     def added(self, new: list[Item]) -> None:
@@ -447,7 +444,6 @@ class ChatScreen(ChatActions):
     async def _slide(self) -> None:
         await self.session.change(settings_with(self.session.settings, overflow="slide"))
         await self.session.again()
-        self.start_looking()
 
     def listed(self) -> None:
         """The list of chats has changed."""
@@ -496,7 +492,7 @@ class ChatScreen(ChatActions):
         self._others = {chat: session for chat, session in self._others.items() if session.busy}
         self.transcript.update(self._clock())
         self._show_status()
-        if self._timer and not (self.session.busy or self._others or self.composer.is_busy):
+        if self._timer and not (self.session.busy or self._others):
             self._timer.pause()
 
     def action_interrupt(self) -> None:
@@ -521,10 +517,20 @@ class ChatScreen(ChatActions):
         else:
             self._status.state = state_text(reply, now) if reply else ""
         used = reply.usage.total_tokens if reply and reply.usage else None
-        self._status.trouble = safe_line(self.keeper.trouble) if self.session.keeps else "this chat is not kept"
-        self._status.mode = "editing an earlier message: Esc leaves it" if self._editing else ""
+        self._status.trouble = self.keeper.trouble if self.session.keeps else ""
+        context = reply.context if reply else None
+        self._status.share = used / context if used and context else None
         self._status.facts = tuple(
-            facts(reply, self._shown_model(), reply.context if reply else None, used, self._offline, self._memory)
+            facts(
+                reply,
+                self._shown_model(),
+                context,
+                used,
+                self._offline,
+                memory=self._memory,
+                unkept=not self.session.keeps,
+                mode="editing an earlier message (Esc leaves)" if self._editing else self.composer.mode.lower(),
+            )
         )
 
     def _shown_model(self) -> str:

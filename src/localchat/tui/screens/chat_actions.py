@@ -64,6 +64,7 @@ class ChatActions(Screen[None]):
                 await work
             except LocalchatError as error:
                 self.hint(safe_line(error.message))
+            self.start_looking()
 
         self.run_worker(run(), exit_on_error=True)
 
@@ -87,9 +88,11 @@ class ChatActions(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop the answer at once; what came stays. Else leave what is being edited."""
+        if self.composer.escape(answering=self.session.busy):
+            return
         if self.session.busy:
             self.session.stop()
-        elif not self.composer.escape():
+        else:
             self.leave_edit()
 
     def leave_edit(self) -> None:
@@ -418,12 +421,11 @@ class ChatActions(Screen[None]):
 
     def action_attach(self) -> None:
         """Begin to name a file to attach."""
-        self.composer.focus()
-        self.composer.insert_text("@")
+        self.composer.begin_attaching()
 
     def action_editor(self) -> None:
         """Write in the person's own editor."""
-        self.composer.action_edit()
+        self.do(self.composer.run_action("edit"))
 
 
 def commands() -> list[tuple[str, str, str]]:

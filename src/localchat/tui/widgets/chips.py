@@ -100,7 +100,7 @@ class Chips(Widget):
         self.display = bool(self._chips)
 
     def _rows(self, width: int) -> tuple[int, list[list[tuple[int, str, Chip]]]]:
-        """How many chips have no room, and for each row its chips with their column and label. The last ones are shown."""
+        """How many chips have no room (the first ones), and for each row its chips with their column and label."""
         hidden = 0
         while True:
             rows: list[list[tuple[int, str, Chip]]] = [[]]

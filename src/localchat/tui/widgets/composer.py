@@ -1,113 +1,432 @@
-"""Where the person writes: grows with the text, sends on Enter, remembers what was sent."""
+"""Where the person writes: text that grows with what is typed, attachments as chips, commands, earlier prompts.
+
+It shows and posts; what is sent, kept or counted is the screen's business.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-from textual import events
+import msgspec
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.message import Message
+from textual.reactive import reactive
 from textual.widgets import TextArea
 
-from localchat.safe_text import safe_text
+from localchat.chats.records import Attachment, Draft
+from localchat.errors import LocalchatError
+from localchat.safe_text import safe_line
+from localchat.tui.commands import Call, SlashCommand, Slip, meaning
+from localchat.tui.vim import Vim
+from localchat.tui.widgets.chips import Chip, Chips
+from localchat.tui.widgets.completion import Completion
+from localchat.tui.widgets.field import Field, clean
+from localchat.tui.widgets.offers import Offers
+from localchat.tui.widgets.prompts import Prompts
+
+_OTHERS = ("ctrl+j", "alt+enter", "ctrl+enter")
+"""What sends where Enter makes a line, and makes a line where Enter sends. Every terminal knows the first."""
+
+_FOLD_LINES = 20
+_FOLD_CHARACTERS = 2000
+_UNFOLD_CHARACTERS = 200_000  # what the text area can still wrap and draw while somebody types
 
 
-class Composer(TextArea):
-    """A text area whose Enter sends; Ctrl+J, and Shift+Enter where a terminal tells it apart, begin a new line."""
+class Composer(Vertical):
+    """The text being written and what goes with it. Enter sends and Ctrl+J makes a line, or with
+    `newline_on_enter` the other way round; `commands` are the slash commands; `folder` is where files are looked for.
+    """
 
     DEFAULT_CSS = """
     Composer {
         height: auto;
-        min-height: 1;
-        max-height: 8;
-        border: none;
-        padding: 0;
-        background: $background;
-        color: $foreground;
-        scrollbar-size-vertical: 1;
-        &:focus { border: none; }
-        .text-area--placeholder { color: $faint; }
+        width: 100%;
+        max-width: 104;
+        border: round $border;
+        border-subtitle-color: $muted;
+        padding: 0 1;
+        &:focus-within { border: round $faint; }
     }
     """
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+g", "edit", show=False),
+        Binding("f5,alt+u", "unfold", show=False),
+    ]
+
+    hint: reactive[str] = reactive("")
+    """What is worth knowing about the text (its tokens); shown at the lower edge."""
+
     @dataclass
     class Sent(Message):
-        """The person sent `text`; the composer is empty again."""
+        """The person sent `text` with its attachments; the composer is empty again."""
+
+        text: str
+        attachments: list[Attachment]
+
+    @dataclass
+    class Command(Message):
+        """The person typed a slash command."""
+
+        name: str
+        argument: str
+
+    class Changed(Message):
+        """The draft is another one: text or attachments changed."""
+
+    @dataclass
+    class Left(Message):
+        """The person goes on to the page."""
+
+        direction: str
+
+    @dataclass
+    class Attached(Message):
+        """An attachment came; `set_tokens` takes its `index` once its tokens are counted."""
+
+        attachment: Attachment
+        index: int
+
+    @dataclass
+    class Said(Message):
+        """One sentence for the status line."""
 
         text: str
 
-    def __init__(self) -> None:
-        super().__init__(
-            placeholder="Ask anything",
-            soft_wrap=True,
-            show_line_numbers=False,
-            tab_behavior="focus",
-            highlight_cursor_line=False,
-        )
-        self._history: list[str] = []
-        self._place = 0
-        self._draft = ""
+    def __init__(
+        self,
+        commands: Sequence[SlashCommand] = (),
+        *,
+        newline_on_enter: bool = False,
+        vim: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__()
+        self._commands = tuple(commands)
+        self._sending = _OTHERS if newline_on_enter else ("enter",)
+        self._breaking = ("enter", "shift+enter") if newline_on_enter else (*_OTHERS, "shift+enter")
+        self._chips: list[Chip] = []
+        self._numbers = 0
+        self._prompts = Prompts()
+        self._announced = Draft()
+        self._completion = Completion()
+        self._row = Chips()
+        self._field = Field(taken=self._take_key, pasted=self._paste, beyond=self._recall)
+        self._vim = Vim(self._field) if vim else None
+        self._offers = Offers(self, self._field, self._completion, commands, folder or Path.cwd())
+
+    def compose(self) -> ComposeResult:
+        """The list of choices above, then chips, then the text."""
+        yield self._completion
+        yield self._row
+        yield self._field
 
     def on_mount(self) -> None:
         """Be ready for the first word."""
-        self.focus()
+        self._show_edge()
+        self._field.focus()
 
-    def give_back(self, text: str) -> None:
+    # What the screen asks of it.
+
+    @property
+    def text(self) -> str:
+        """What is written."""
+        return self._field.text
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._prompts.rest()
+        self._write(text)
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """What goes with it, as far as it has been read."""
+        return [chip.content for chip in self._chips if chip.content is not None]
+
+    @property
+    def selected_text(self) -> str:
+        """What is selected of the text."""
+        return self._field.selected_text
+
+    @property
+    def cursor_blink(self) -> bool:
+        """Whether the cursor blinks."""
+        return self._field.cursor_blink
+
+    @cursor_blink.setter
+    def cursor_blink(self, blink: bool) -> None:
+        self._field.cursor_blink = blink
+
+    @property
+    def mode(self) -> str:
+        """With the keys of vi "NORMAL" or "INSERT", else nothing."""
+        return self._vim.mode.upper() if self._vim else ""
+
+    def focus(self, scroll_visible: bool = True) -> Composer:
+        """Let the person write."""
+        self._field.focus(scroll_visible)
+        return self
+
+    def draft(self) -> Draft:
+        """Text and attachments as they are now."""
+        return Draft(self.text, self.attachments)
+
+    def put(self, draft: Draft) -> None:
+        """Write `draft` in the place of what is there; this posts no `Changed`."""
+        self._announced = draft
+        self._prompts.rest()
+        self._chips = []
+        self._write(draft.text)
+        for attachment in draft.attachments:
+            self._take_in(attachment, pasted=attachment.name.startswith("pasted "))
+        self._show_chips()
+
+    def give_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
         """Put back a message that did not go out, before whatever has been typed since."""
-        self.text = f"{text}\n{self.text}" if self.text else text
-        self.move_cursor(self.document.end)
+        now = self.text
+        self._write(f"{text}\n{now}" if now and text else text or now)
+        later, self._chips = self._chips, []
+        for attachment in attachments:
+            self._take_in(attachment, pasted=attachment.name.startswith("pasted "))
+        self._chips += later
+        self._show_chips()
 
-    async def _on_key(self, event: events.Key) -> None:
-        # Not bindings: those could overtake characters that were typed before and are still on their way here.
-        if event.key == "enter":
+    def set_history(self, prompts: Sequence[str]) -> None:
+        """What was sent before, oldest first."""
+        self._prompts = Prompts(prompts)
+
+    def set_tokens(self, index: int, tokens: int) -> None:
+        """The length of an attachment, by the index that `Attached` gave it; one that is gone is passed over."""
+        for chip in self._chips:
+            if chip.number == index and chip.content is not None:
+                chip.content = msgspec.structs.replace(chip.content, tokens=tokens)
+                self._row.show(self._chips)
+
+    def escape(self, answering: bool = False) -> bool:
+        """The person pressed Esc: True where the composer had a use for it. While an answer comes, only a list of
+        choices is closed: Esc is for the answer then.
+        """
+        if self._offers.close():
+            return True
+        used = self._vim is not None and not answering and self._field.has_focus and self._vim.escape()
+        self._show_edge()
+        return used
+
+    def attach(self, path: Path) -> None:
+        """Read a file and attach it; what is wrong with it is said."""
+        chip = self._new_chip(safe_line(path.name))
+        self._show_chips()
+        self.run_worker(self._read(chip, path), group="attachments")
+
+    def type(self, text: str) -> None:
+        """Write at the cursor, as if it were typed."""
+        self._field.focus()
+        self._field.type(text)
+
+    def begin_attaching(self) -> None:
+        """Open the list of files, as typing @ does."""
+        self._field.focus()
+        row, column = self._field.cursor_location
+        before = self._field.document[row][:column]
+        self._field.type("@" if not before or before[-1].isspace() else " @")
+
+    # Keys.
+
+    def _take_key(self, event: events.Key) -> bool:
+        key = event.key
+        if self._offers.take_key(key):
+            return True
+        if key in self._sending:
             self._send()
-        elif event.key in ("ctrl+j", "shift+enter"):
-            self._insert("\n")
+        elif key in self._breaking:
+            self._insert_mode()
+            self._field.type("\n")
+        elif key in ("tab", "alt+up", "ctrl+up"):
+            self.post_message(self.Left("up"))
+        elif key == "backspace" and self._at_beginning() and self._chips:
+            self._drop(self._chips[-1].number)
+        elif self._vim and self._vim.mode == "normal" and self._vim.press(key, event.character):
+            self._show_edge()
         else:
-            await super()._on_key(event)
-            return
-        event.stop()
-        event.prevent_default()
+            return False
+        return True
+
+    def _at_beginning(self) -> bool:
+        return self._field.selection.is_empty and self._field.cursor_at_start_of_text
+
+    def _insert_mode(self) -> None:
+        if self._vim:
+            self._vim.insert()
+            self._show_edge()
+
+    def _recall(self, by: int) -> bool:
+        text = self._prompts.step(by, self.text)
+        if text is not None:
+            self._write(text)
+        return text is not None or by < 0
+
+    def _write(self, text: str) -> None:
+        self._offers.close()
+        self._field.text = clean(text)
+        self._field.move_cursor(self._field.document.end)
+
+    # Sending.
 
     def _send(self) -> None:
-        text = self.text
-        if not text.strip():
+        waiting = next((chip for chip in self._chips if chip.content is None), None)
+        if waiting:
+            self.post_message(self.Said(f"{waiting.name} is still being read: send when it is there"))
             return
-        if not self._history or self._history[-1] != text:
-            self._history.append(text)
-        self._place, self._draft = len(self._history), ""
+        if not self.text.strip() and not self._chips:
+            return
+        meant = meaning(self.text, self._commands)
+        if isinstance(meant, Slip):
+            self.post_message(self.Said(safe_line(meant.sentence)))
+            return
+        self._prompts.add(self.text)
+        self._insert_mode()
         # Emptied here and now: what is typed next belongs to the next message.
-        self.text = ""
-        self.post_message(self.Sent(text))
-
-    def _insert(self, text: str) -> None:
-        if result := self._replace_via_keyboard(text, *self.selection):
-            self.move_cursor(result.end_location)
-
-    def action_cursor_up(self, select: bool = False) -> None:
-        """Up a line; from the first one, to the message sent before."""
-        if not select and self.navigator.is_first_wrapped_line(self.cursor_location):
-            self._recall(self._place - 1)
-        else:
-            super().action_cursor_up(select)
-
-    def action_cursor_down(self, select: bool = False) -> None:
-        """Down a line; from the last one, to the message sent after."""
-        if not select and self.navigator.is_last_wrapped_line(self.cursor_location):
-            self._recall(self._place + 1)
-        else:
-            super().action_cursor_down(select)
-
-    def _recall(self, place: int) -> None:
-        if not 0 <= place <= len(self._history):
+        self._write("")
+        if isinstance(meant, Call):
+            self.post_message(self.Command(meant.name, meant.argument))
             return
-        if self._place == len(self._history):
-            self._draft = self.text
-        self._place = place
-        self.text = self._history[place] if place < len(self._history) else self._draft
-        self.move_cursor(self.document.end)
+        attachments, self._chips = self.attachments, []
+        self._show_chips()
+        self.post_message(self.Sent(meant.text, attachments))
 
-    async def _on_paste(self, event: events.Paste) -> None:
-        # The text area draws what it holds as it is: clean it on the way in.
-        event.prevent_default()
-        event.stop()
-        self._insert(safe_text(event.text.replace("\r\n", "\n").replace("\r", "\n")))
+    # Attachments.
+
+    def _paste(self, text: str) -> bool:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        self._insert_mode()
+        lines = text.count("\n") + (not text.endswith("\n"))
+        if lines <= _FOLD_LINES and len(text) <= _FOLD_CHARACTERS:
+            self._field.type(text)
+            self._offers.offer_pasted(text)
+            return True
+        taken = {chip.name for chip in self._chips}
+        number = next(n for n in range(1, len(taken) + 2) if f"pasted {n}" not in taken)
+        self._take_in(Attachment(f"pasted {number}", text), pasted=True)
+        self._show_chips()
+        return True
+
+    def _new_chip(self, name: str) -> Chip:
+        self._numbers += 1
+        chip = Chip(self._numbers, name)
+        self._chips.append(chip)
+        return chip
+
+    def _take_in(self, attachment: Attachment, *, pasted: bool = False) -> None:
+        chip = self._new_chip(attachment.name)
+        chip.pasted = pasted
+        self._fill(chip, attachment)
+
+    def _fill(self, chip: Chip, attachment: Attachment) -> None:
+        chip.content = attachment
+        chip.lines = attachment.text.count("\n") + (not attachment.text.endswith("\n"))
+        self.post_message(self.Attached(attachment, chip.number))
+
+    async def _read(self, chip: Chip, path: Path) -> None:
+        from localchat.chats.attachments import read
+
+        try:
+            attachment = await asyncio.to_thread(read, path)
+        except LocalchatError as error:
+            self.post_message(self.Said(safe_line(error.message)))
+            self._drop(chip.number)
+        else:
+            if chip in self._chips:
+                self._fill(chip, attachment)
+                self._show_chips()
+
+    def _drop(self, number: int) -> None:
+        self._chips = [chip for chip in self._chips if chip.number != number]
+        self._show_chips()
+
+    def action_unfold(self, number: int | None = None) -> None:
+        """Put an attachment's text (the last one's, unless one is named) where the cursor is."""
+        chips = [chip for chip in self._chips if number is None or chip.number == number]
+        chip = chips[-1] if chips else None
+        if chip is None or chip.content is None:
+            self.post_message(self.Said("there is no attachment to unfold"))
+        elif len(chip.content.text) > _UNFOLD_CHARACTERS:
+            self.post_message(self.Said(f"{safe_line(chip.name)} is too long to be edited here: it stays attached"))
+        else:
+            self._drop(chip.number)
+            self._field.type(chip.content.text)
+            self._field.focus()
+
+    @on(Chips.Removed)
+    def _chip_removed(self, message: Chips.Removed) -> None:
+        message.stop()
+        self._drop(message.number)
+        self._field.focus()
+
+    @on(Chips.Unfolded)
+    def _chip_unfolded(self, message: Chips.Unfolded) -> None:
+        message.stop()
+        self.action_unfold(message.number)
+
+    # The person's own editor.
+
+    def action_edit(self) -> None:
+        """Let the person write in `$VISUAL` or `$EDITOR`."""
+        self.run_worker(self._edit(), group="editor", exclusive=True)
+
+    async def _edit(self) -> None:
+        from localchat.tui.editor import edit_text
+
+        before = self.text
+        try:
+            text = await edit_text(self.app, before)
+        except LocalchatError as error:
+            self.post_message(self.Said(safe_line(error.message)))
+        else:
+            if text != before:
+                self._offers.close()
+                self._field.replace(clean(text), (0, 0), self._field.document.end, maintain_selection_offset=False)
+            self._field.focus()
+
+    # What it shows.
+
+    @on(TextArea.Changed)
+    def _text_changed(self, message: TextArea.Changed) -> None:
+        message.stop()
+        self._offers.look()
+        self._announce()
+
+    @on(TextArea.SelectionChanged)
+    def _cursor_moved(self, message: TextArea.SelectionChanged) -> None:
+        message.stop()
+        self._offers.look()
+
+    @on(Completion.Taken)
+    def _choice_clicked(self, message: Completion.Taken) -> None:
+        message.stop()
+        self._offers.take(message.choice)
+        self._field.focus()
+
+    def _show_chips(self) -> None:
+        self._row.show(self._chips)
+        self._announce()
+
+    def _announce(self) -> None:
+        draft = self.draft()
+        if draft != self._announced:
+            self._announced = draft
+            self.post_message(self.Changed())
+
+    def watch_hint(self) -> None:
+        """Show the hint."""
+        self._show_edge()
+
+    def _show_edge(self) -> None:
+        mode = self.mode if not self._vim or not self._vim.pending else f"{self.mode} {self._vim.pending}"
+        self.border_subtitle = "  ·  ".join(part for part in (mode, safe_line(self.hint)) if part)

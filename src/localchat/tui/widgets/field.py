@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from rich.cells import split_graphemes
 from textual import events
-from textual.actions import SkipAction
 from textual.binding import Binding, BindingType
 from textual.document._document import Location
 from textual.widgets import TextArea
@@ -72,12 +71,11 @@ class Field(TextArea):
 
     def type(self, text: str) -> None:
         """Put text where the cursor is, in the place of what is selected."""
-        if result := self._replace_via_keyboard(clean(text), *self.selection):
-            self.move_cursor(result.end_location)
+        self.replace(clean(text), *self.selection, maintain_selection_offset=False)
 
     async def _on_key(self, event: events.Key) -> None:
-        # The area's own bindings too are followed here and now: on their usual way they could be overtaken by characters
-        # that were typed later.
+        # The area's own bindings too are followed here and now: on their usual way they could be overtaken by
+        # characters that were typed later.
         if self._taken(event) or await self._bound(event):
             event.stop()
             event.prevent_default()
@@ -87,11 +85,8 @@ class Field(TextArea):
     async def _bound(self, event: events.Key) -> bool:
         for key in event.aliases:
             for binding in self._bindings.key_to_bindings.get(key, ()):
-                try:
-                    if await self.run_action(binding.action):
-                        return True
-                except SkipAction:
-                    return False
+                if await self.app.run_action(binding.action, self):
+                    return True
         return False
 
     async def _on_paste(self, event: events.Paste) -> None:

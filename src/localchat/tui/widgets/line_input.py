@@ -11,7 +11,7 @@ _LONGEST = 1000
 
 
 class LineInput(Input):
-    """An input without a frame of its own. What is typed or pasted becomes one safe line of at most 1,000 characters."""
+    """An input without a frame of its own. What is typed or pasted becomes one safe line, up to 1,000 characters."""
 
     DEFAULT_CSS = """
     LineInput, LineInput:focus {

@@ -21,7 +21,9 @@ from localchat.tui.typeset import TAB, Look, References, Typesetter
 if TYPE_CHECKING:
     from rich.console import Console
 
-Part = Literal["seen", "prompt", "fold", "chips", "thinking", "thought", "answer", "error", "notes", "figures", "siblings"]
+Part = Literal[
+    "seen", "prompt", "fold", "chips", "thinking", "thought", "answer", "error", "notes", "figures", "siblings"
+]
 """Which part of a message a piece is."""
 
 Edge = Literal["", "person", "queued"]
@@ -48,7 +50,7 @@ class Inks:
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """Some lines that belong together. `height` counts `gap` empty lines before them; it is a guess until `rows` are set.
+    """Some lines that belong together. `height` counts `gap` empty lines before them; a guess until `rows` are set.
 
     `content` is a block of Markdown, plain words, or (`rule`) the label of a thin rule.
     """
@@ -96,9 +98,7 @@ class Paper:
         """Whether it is this wide and has these colours."""
         return (self.width, self._look, self._inks) == (width, look, inks)
 
-    def piece(
-        self, part: Part, content: Block | Words, *, edge: Edge = "", rule: bool = False, gap: int = 0
-    ) -> Piece:
+    def piece(self, part: Part, content: Block | Words, *, edge: Edge = "", rule: bool = False, gap: int = 0) -> Piece:
         """A piece with a guess of its height."""
         piece = Piece(part, content, gap, edge, rule)
         piece.height = gap + self._guess(content)

@@ -133,7 +133,7 @@ class Roll:
             piece = 0 if by > 0 else len(self.open(self.sheets[index])) - 1
 
     def set_around(self, spot: Spot | None, above: int, below: int, *, stretched: bool = False) -> Spot | None:
-        """Set at least so many lines above and below a spot (None: the end of the roll); returns the spot as it is now."""
+        """Set at least so many lines above and below a spot (None: the end); returns the spot as it is now."""
         if not self.sheets:
             return None
         sheet = spot.sheet if spot else self.sheets[-1]
@@ -147,9 +147,10 @@ class Roll:
             for one, number in self.walk(sheet, piece, by):
                 content = one.pieces(self.paper)[number]
                 one.set(content, self.paper)
-                if (one, number) != (sheet, piece) or by > 0 or not spot:
+                if by > 0 or spot is None or (one, number) != (sheet, piece):
                     wanted -= content.height
                 if wanted <= 0:
                     break
         self.measure()
-        return self.spot_of(sheet, piece, row) if spot and sheet.pieces(self.paper) else None
+        pieces = sheet.pieces(self.paper)
+        return self.spot_of(sheet, piece, min(row, pieces[piece].height - 1)) if spot and pieces else None

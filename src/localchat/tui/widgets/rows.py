@@ -20,6 +20,7 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.visual import Visual
+from textual.widget import Widget
 
 R = TypeVar("R")
 
@@ -53,7 +54,7 @@ class Rows(ScrollView, Generic[R]):
     class Chosen(Message):
         """The person clicked a row."""
 
-        rows: Rows[R]
+        rows: Widget
         row: int
 
     def __init__(self, *, classes: str | None = None) -> None:

@@ -37,7 +37,7 @@ _RENAME_KEYS = "Enter keeps the title\nEsc leaves the old one"
 class Sidebar(Widget):
     """The chats by day, the current one marked. `-over` is its class where it lies over the page.
 
-    `clock` says what today is; a deleted chat can be brought back for `undo_s` seconds, or until something else is done.
+    `clock` says what today is. A deleted chat can be brought back for `undo_s` seconds, or until the next action.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -128,6 +128,7 @@ class Sidebar(Widget):
         self._filter = LineInput(placeholder="title", classes="filter")
         self._title = LineInput(classes="title")
         self._keys = Static(_KEYS, classes="keys", markup=False)
+        self._focus_asked = False
         self._renaming: int | None = None
         self._gone: ChatInfo | None = None
         self._gone_timer: Timer | None = None
@@ -143,10 +144,14 @@ class Sidebar(Widget):
         """Draw what `show` brought before."""
         self._fill()
         self.watch(self._rows, "scroll_y", self._place_title, init=False)
+        if self._focus_asked:
+            self._rows.focus()
 
     def focus(self, scroll_visible: bool = True) -> Sidebar:
         """Let the keys go to the list."""
-        self._rows.focus(scroll_visible)
+        if self._rows.is_mounted:
+            self._rows.focus(scroll_visible)
+        self._focus_asked = True
         return self
 
     # What comes in.

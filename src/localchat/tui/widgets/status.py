@@ -1,4 +1,4 @@
-"""The line at the bottom: what is happening (left), and what is true about model, context and speed (right)."""
+"""The line at the bottom: what is happening (left), and what is true about model, context and memory (right)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from textual.widget import Widget
 
 from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
+from localchat.settings import settings
+from localchat.tui.actions import ACTIONS, Action, key_label
+from localchat.tui.words import bar, clipped, duration, fitting, rate, size, tokens
+
+__all__ = ["Status", "duration", "facts", "key_of", "own_keys", "state_text", "tokens"]
 
 _BETWEEN = "  ·  "
+_CONTEXT = "context "
+_BAR = 10
+_MODEL = 32  # cells that a model's name may take
 
 
 def state_text(reply: Reply, now: float) -> str:
-    """What is happening with a reply, in a few words."""
+    """What is happening with a reply, in a few words; the first is the most important, parts end with commas."""
     match reply.state:
         case "waiting":
             return "waiting for the engine"
@@ -28,44 +36,70 @@ def state_text(reply: Reply, now: float) -> str:
         case "reading":
             return _reading(reply)
         case "thinking":
-            return f"thinking {duration(reply.thinking_seconds(now) or 0.0)}"
+            count = f", {tokens(reply.reasoning_tokens)}" if reply.reasoning_tokens else ""
+            return f"thinking {duration(reply.thinking_seconds(now) or 0.0)}{count}"
         case "answering":
             speed = reply.tokens_per_second(now)
-            return f"answering {_rate(speed)}" if speed else "answering"
+            return f"answering {rate(speed)}" if speed else "answering"
         case "stopped":
-            return "stopped"
+            return "stopped" + _helps(reply)
         case "failed":
-            return "failed"
+            return "failed" + _helps(reply)
+        case "broken":
+            return "broken off" + _helps(reply)
         case "done":
             return ""
 
 
-def facts(reply: Reply | None, model: str, context: int | None, used: int | None, offline: bool) -> list[str]:
-    """What is worth knowing, the most important first: a narrow screen leaves the last ones out."""
-    known = [safe_line(model)] if model else []
+def facts(
+    reply: Reply | None,
+    model: str,
+    context: int | None,
+    used: int | None,
+    offline: bool,
+    *,
+    memory: int | None = None,
+    unkept: bool = False,
+    mode: str = "",
+) -> list[str]:
+    """What is worth knowing, the most important first: a narrow screen leaves the last ones out.
+
+    `used` of `context` tokens are taken, `memory` is what the engine holds (bytes). `unkept`: this chat is not written
+    to disk. `mode`: what the keys do now, where that is not the usual ("editing", "normal").
+    """
+    known = [safe_line(mode)] if mode else []
+    known += [clipped(safe_line(model), _MODEL)] if model else []
+    known += ["offline"] if offline else []
+    known += ["not kept"] if unkept else []
     if used is not None:
-        known.append(f"context {used:,} of {context:,}" if context else f"context {used:,}")
+        known.append(f"{_CONTEXT}{used:,} of {context:,}" if context else f"{_CONTEXT}{used:,}")
     if reply and not reply.running and reply.completion_tokens():
         speed = reply.tokens_per_second(0.0)
-        known.append(tokens(reply.completion_tokens()) + (f", {_rate(speed)}" if speed else ""))
-    if offline:
-        known.insert(1, "offline")
+        known.append(tokens(reply.completion_tokens()) + (f", {rate(speed)}" if speed else ""))
+    if memory:
+        known.append(f"memory {size(memory)}")
     return known
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    whole = int(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+def key_of(action: str) -> str:
+    """The first key of an action as a person reads it: their own, where they set one; "" where it has none."""
+    found = next((one for one in ACTIONS if one.name == action), None)
+    return key_label(own_keys(found).partition(",")[0]) if found else ""
 
 
-def tokens(count: int) -> str:
-    """A number of tokens in words."""
-    return f"{count:,} token{'' if count == 1 else 's'}"
+def own_keys(action: Action) -> str:
+    """The keys of an action in Textual's spelling, as the person's settings have them."""
+    own = settings()
+    swapped = {"send": "ctrl+j", "newline": "enter"} if own.newline_on_enter else {}
+    return action.keys({**swapped, **own.keys})
 
 
 class Status(Widget):
-    """One line. A hint takes the place of the state for as long as it is set."""
+    """One line. At its left end stands the first of these that is set: `trouble` (what is wrong and stays wrong),
+    `hint` (a word on what the person just did), `state` (the answer), `download` (a model that is on its way).
+
+    `share` is how much of the context window is taken, 0 to 1.
+    """
 
     DEFAULT_CSS = """
     Status {
@@ -77,24 +111,46 @@ class Status(Widget):
 
     state: reactive[str] = reactive("")
     hint: reactive[str] = reactive("")
+    trouble: reactive[str] = reactive("")
+    download: reactive[str] = reactive("")
+    share: reactive[float | None] = reactive(None)
     facts: reactive[tuple[str, ...]] = reactive(())
 
     def render(self) -> RenderResult:
         """The state at the left end, the facts that fit at the right one."""
-        left = self.hint or self.state or "F1 keys"
-        room = self.size.width - cell_len(left) - 3
+        left, style = self._left(self.size.width)
         shown = list(self.facts)
+        if self.download and (self.trouble or self.hint or self.state):
+            shown.insert(0, self.download.split(", ")[0])
+        room = self.size.width - cell_len(left) - 3
         while shown and cell_len(_BETWEEN.join(shown)) > room:
             shown.pop()
-        right = _BETWEEN.join(shown)
-        space = max(1, self.size.width - cell_len(left) - cell_len(right))
-        left_style = "$accent" if self.hint or self.state else "$faint"
-        return Content.assemble((left, left_style), " " * space, (right, "$muted"))
+        right: list[str | tuple[str, str]] = []
+        for fact in shown:
+            right += [(_BETWEEN, "$faint")] if right else []
+            right += [*self._meter(fact, room - cell_len(_BETWEEN.join(shown))), (fact, "$muted")]
+        told = Content.assemble(*right)
+        space = max(1, self.size.width - cell_len(left) - told.cell_length)
+        return Content.assemble((left, style), " " * space, told)
 
+    def _left(self, width: int) -> tuple[str, str]:
+        if self.trouble:
+            return clipped(safe_line(self.trouble), width), "$error"
+        if self.hint:
+            return clipped(self.hint, width), "$accent"
+        if self.state:
+            return fitting(self.state, width), "$accent"
+        if self.download:
+            return fitting(self.download, width), "$muted"
+        return f"{key_of('keys')} keys", "$faint"
 
-def _rate(tokens_per_second: float) -> str:
-    digits = 1 if tokens_per_second < 10 else 0
-    return f"{tokens_per_second:.{digits}f} tokens/s"
+    def _meter(self, fact: str, spare: int) -> list[tuple[str, str]]:
+        """The context's bar before its figures, where there is room for one."""
+        if self.share is None or not fact.startswith(_CONTEXT) or spare <= _BAR:
+            return []
+        drawn = bar(self.share, _BAR)
+        full = drawn.rstrip("─")
+        return [(full, "$accent" if self.share > 0.9 else "$muted"), (f"{drawn[len(full) :]} ", "$faint")]
 
 
 def _percent(reply: Reply) -> str:
@@ -111,6 +167,14 @@ def _left(reply: Reply) -> str:
 def _reading(reply: Reply) -> str:
     progress = reply.progress
     if not progress or progress.total <= 0:
-        return "reading"
-    text = f"reading {int(progress.done):,} of {int(progress.total):,} tokens{_left(reply)}"
-    return text + (f", {reply.cached_tokens:,} from cache" if reply.cached_tokens else "")
+        return "reading the prompt"
+    text = f"reading {int(progress.done):,} of {int(progress.total):,} tokens{_percent(reply)}{_left(reply)}"
+    return text + (f", {reply.cached_tokens:,} from the cache" if reply.cached_tokens else "")
+
+
+def _helps(reply: Reply) -> str:
+    """The keys that help after an answer ended too early."""
+    if reply.unsent:
+        return f", {key_of('send')} sends it again"
+    goes_on = f", {key_of('go_on')} goes on" if reply.text and key_of("go_on") else ""
+    return goes_on + (f", {key_of('again')} asks again" if key_of("again") else "")

@@ -27,7 +27,7 @@ _CHIPS = 8
 
 @dataclass(slots=True)
 class Manner:
-    """How messages are shown: whether thinking stands open, figures are shown, and what the key of an action is called."""
+    """How messages are shown: whether thinking stands open, figures are shown; what the key of an action is called."""
 
     thinking_open: bool
     figures_open: bool
@@ -109,13 +109,19 @@ class Sheet:
         """The message as it was written."""
         return ""
 
-    def click(self, piece: Piece, column: int) -> int | None:
-        """A click on a piece: opens or folds, which is told by `None`; an arrow to a sibling is told as -1 or 1."""
-        if piece.part == "siblings" and self.item:
-            return -1 if column < len(_siblings(self.item)) // 2 else 1
-        if piece.part in ("fold", "thinking"):
-            self.toggle()
-        return None
+    def is_stop(self, number: int) -> bool:
+        """Whether somebody who reads block by block stops at piece `number`."""
+        piece = self._pieces[number]
+        if piece.part == "prompt":
+            return number == 0 or self._pieces[number - 1].part != "prompt"
+        return piece.part in ("thinking", "thought", "answer") and not piece.continues
+
+    def sibling_at(self, column: int) -> int:
+        """Where a click on the line of siblings leads: -1, 1, or 0 (nowhere)."""
+        line = _siblings(self.item) if self.item else ""
+        if column >= len(line):
+            return 0
+        return -1 if column < len(line) // 2 else 1
 
     def toggle(self) -> None:
         """Open or fold what can be folded."""
