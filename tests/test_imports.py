@@ -35,12 +35,16 @@ HEAVY = {
     "starlette",
     "textual",
     "uvicorn",
-    "localchat.chats",
+    "localchat.chats.store",
     "localchat.engine",
     "localchat.host",
     "localchat.models",
     "localchat.tui",
 }
+
+
+KEEPING = {"sqlite3", "localchat.chats.store"}
+"""What a question needs that is kept."""
 
 
 def imported(*arguments: str, home: Path) -> set[str]:
@@ -64,16 +68,18 @@ def test_a_warm_question_imports_nothing_heavy(tmp_path: Path) -> None:
     arguments = ("ask", "-m", str(model), "--max-tokens", "2", "hi")
     assert run_cli(*arguments, home=home).returncode == 0
     modules = imported(*arguments, home=home)
+    unkept = imported(*arguments, "-n", home=home)
     stop_host(home)
-    assert {"localchat.cli.ask", "localchat.client.local"} <= modules
-    assert modules & (HEAVY | {"subprocess", "localchat.client.remote", "tomllib"}) == set()
+    assert {"localchat.cli.ask", "localchat.client.local"} <= unkept
+    assert unkept & (HEAVY | {"subprocess", "localchat.client.remote", "tomllib"}) == set()
+    assert modules & (HEAVY | {"subprocess", "localchat.client.remote", "tomllib"}) == KEEPING
 
 
 def test_a_question_to_a_server_imports_nothing_heavy(tmp_path: Path) -> None:
     with FakeEngine() as engine:
         engine.script(say("ok"))
         modules = imported("ask", "--engine", engine.url, "hi", home=tmp_path)
-    assert modules & (HEAVY | {"subprocess", "localchat.client.local"}) == set()
+    assert modules & (HEAVY | {"subprocess", "localchat.client.local"}) == KEEPING
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",)])

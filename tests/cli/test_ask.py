@@ -36,6 +36,7 @@ EXACT_KEYS = {
     "seed": int,
     "usage": dict,
     "timings": dict,
+    "chat": int,
 }
 TIMINGS = {"load_ms", "prefill_ms", "first_token_ms", "tokens_per_second", "prompt_tokens_per_second", "total_ms"}
 

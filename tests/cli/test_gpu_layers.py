@@ -7,11 +7,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from localchat.cli.ask import make_request
+from localchat.chats.records import Node
+from localchat.chats.requests import request
 from localchat.cli.options import parse_options, wishes
 from localchat.cli.status import _lines
 from localchat.errors import UsageError
-from localchat.protocol import DeviceUse, LoadedModel, Status
+from localchat.protocol import DeviceUse, LoadedModel, Message, Status
 from tests.conftest import forget_home
 
 
@@ -30,9 +31,9 @@ def test_the_command_line_wins_over_the_settings(
     empty_home.mkdir(parents=True)
     (empty_home / "settings.toml").write_text(setting)
     forget_home()
-    request = make_request("hello", wishes("", None, typed))
-    assert request.localchat
-    assert request.localchat.gpu_layers == expected
+    asked = request([Node(0, None, Message("user", "hello"))], wishes("", None, typed))
+    assert asked.localchat
+    assert asked.localchat.gpu_layers == expected
 
 
 @pytest.mark.parametrize("value", ["-1", "all", "1.5", ""])

@@ -1,4 +1,4 @@
-"""What is said stays in memory: not in logs, files or process lists; and no network connection is opened."""
+"""What is said stays in memory and in the chats: not in logs, other files or process lists; no network is used."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ def everything_in(home: Path) -> dict[str, bytes]:
     return {str(file.relative_to(home)): file.read_bytes() for file in home.rglob("*") if file.is_file()}
 
 
-def test_no_file_has_a_word_of_the_conversation(after_a_session: tuple[Path, str, list[str]]) -> None:
+def test_no_other_file_has_a_word_of_the_conversation(after_a_session: tuple[Path, str, list[str]]) -> None:
     home, answers, _ = after_a_session
     files = everything_in(home)
     assert "host.log" in files
+    assert SECRET.encode() in files.pop("chats/chats.db"), "there it is kept, and nowhere else"
     words = [word.encode() for word in re.findall(r"\w+ \w+ \w+ \w+", answers)]
     assert len(words) > 5
     for name, content in files.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from localchat.chats.records import ChatSettings
 from localchat.cli import chat
 from localchat.cli.options import wishes
 from localchat.protocol import Extras, Message, Sampling
@@ -72,14 +73,15 @@ def test_a_path_in_the_settings_is_meant_from_their_folder(empty_home: Path, tmp
 
 
 def test_the_chat_gets_every_option(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    got: dict[str, object] = {}
-    monkeypatch.setattr("localchat.tui.app.run", lambda engine, **options: got.update(options))
+    got: list[ChatSettings] = []
+    monkeypatch.setattr("localchat.tui.app.run", lambda engine, wanted, **options: got.append(wanted))
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     pairs = (("stop", "X"), ("thinking", "false"), ("max_tokens", "9"), ("context", "512"), ("seed", "3"))
     chat.open_chat(wishes("m", "s", pairs), "http://127.0.0.1:9")
-    assert (got["stop"], got["thinking"], got["max_tokens"], got["context"]) == (["X"], False, 9, 512)
-    assert (got["model"], got["system"], got["sampling"].seed) == ("m", "s", 3)  # type: ignore[attr-defined]
+    assert got == [
+        ChatSettings("m", "s", Sampling(seed=3), max_tokens=9, context=512, stop=["X"], thinking=False)
+    ]
 
 
 def carried(home: Path) -> Path:

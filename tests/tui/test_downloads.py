@@ -1,4 +1,7 @@
-"""Downloads in the background, from a hub on this machine: progress, one after the other, stopped and taken up again."""
+"""Downloads in the background, from a hub on this machine: one after the other, stopped and taken up again."""
+
+# Fixtures are imported by their names, and named again as arguments.
+# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from localchat.errors import DoesNotFit, FetchError, LocalchatError, NoSuchModel, UsageError
+from localchat.errors import DoesNotFit, FetchError, LocalchatError, NoSuchModel
 from localchat.models import store
 from localchat.settings import settings
 from localchat.tui.downloads import Download, Downloads, describe
@@ -44,7 +47,7 @@ def watch() -> Iterator[Watch]:
     made.downloads.close()
 
 
-def test_a_model_comes_with_progress(watch: Watch, hub: LoopbackHub, offer: Offer, bigger: bytes) -> None:  # noqa: F811
+def test_a_model_comes_with_progress(watch: Watch, hub: LoopbackHub, offer: Offer, bigger: bytes) -> None:
     hub.add(REPO, FILE, bigger)
     watch.downloads.begin(f" {offer(bigger)} ")
     found = watch.until("here")
@@ -56,7 +59,7 @@ def test_a_model_comes_with_progress(watch: Watch, hub: LoopbackHub, offer: Offe
     assert not watch.downloads.current and describe(found) == "tiny is here"
 
 
-def test_one_that_is_here_is_only_verified(watch: Watch, hub: LoopbackHub, offer: Offer, tiny: bytes) -> None:  # noqa: F811
+def test_one_that_is_here_is_only_verified(watch: Watch, hub: LoopbackHub, offer: Offer, tiny: bytes) -> None:
     hub.add(REPO, FILE, tiny)
     watch.downloads.begin(offer(tiny))
     watch.until("here")
@@ -71,7 +74,7 @@ def test_stopped_and_taken_up_again(
     hub: LoopbackHub,
     offer: Offer,
     bigger: bytes,
-    home: Path,  # noqa: F811
+    home: Path,
 ) -> None:
     hub.add(REPO, FILE, bigger)
     hub.bytes_per_second = RATE
@@ -90,7 +93,7 @@ def test_stopped_and_taken_up_again(
     assert place(home).read_bytes() == bigger
 
 
-def test_the_second_waits_for_the_first(watch: Watch, hub: LoopbackHub, offer: Offer, bigger: bytes) -> None:  # noqa: F811
+def test_the_second_waits_for_the_first(watch: Watch, hub: LoopbackHub, offer: Offer, bigger: bytes) -> None:
     hub.add(REPO, FILE, bigger)
     hub.bytes_per_second = RATE
     watch.downloads.begin(offer(bigger))
@@ -115,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_a_byte_moves(
     hub: LoopbackHub,
     offer: Offer,
     tiny: bytes,
-    home: Path,  # noqa: F811
+    home: Path,
 ) -> None:
     offer(tiny)
     text = (home / "models.toml").read_text().replace(f"size = {len(tiny)}", "size = 900000000000000")
@@ -130,14 +133,14 @@ def test_what_does_not_fit_is_refused_before_a_byte_moves(
     ("name", "kind"),
     [("no-such-model", NoSuchModel), ("../evil/x:Q4_K_M", LocalchatError), ("/etc/x.gguf", NoSuchModel)],
 )
-def test_a_bad_name_gives_its_sentence(watch: Watch, hub: LoopbackHub, name: str, kind: type[Exception]) -> None:  # noqa: F811
+def test_a_bad_name_gives_its_sentence(watch: Watch, hub: LoopbackHub, name: str, kind: type[Exception]) -> None:
     watch.downloads.begin(name)
     failed = watch.until("failed", name=name)
     assert isinstance(failed.error, kind) and describe(failed)
     assert not hub.asked("GET") or kind is not NoSuchModel
 
 
-def test_a_name_of_the_hub_is_taken(watch: Watch, hub: LoopbackHub, tiny: bytes) -> None:  # noqa: F811
+def test_a_name_of_the_hub_is_taken(watch: Watch, hub: LoopbackHub, tiny: bytes) -> None:
     hub.add(REPO, FILE, tiny)
     watch.downloads.begin(f"{REPO}:Q8_0")
     found = watch.until("here", "failed", name=f"{REPO}:Q8_0")
@@ -149,7 +152,7 @@ def test_a_hub_that_fails_gives_its_sentence(
     hub: LoopbackHub,
     offer: Offer,
     tiny: bytes,
-    quick: None,  # noqa: F811
+    quick: None,
 ) -> None:
     hub.add(REPO, FILE, tiny)
     hub.faults.append(Fault("status", times=99, methods=("GET", "HEAD"), status=503))
@@ -168,7 +171,7 @@ def test_offline_nothing_is_asked(
     offer: Offer,
     tiny: bytes,
     monkeypatch: pytest.MonkeyPatch,
-    name: str,  # noqa: F811
+    name: str,
 ) -> None:
     hub.add(REPO, FILE, tiny)
     offer(tiny)
@@ -192,7 +195,7 @@ def test_something_nobody_expected_is_a_sentence(watch: Watch, monkeypatch: pyte
     watch.until("failed", name="y")
 
 
-def test_leaving_loses_nothing(hub: LoopbackHub, offer: Offer, bigger: bytes, home: Path) -> None:  # noqa: F811
+def test_leaving_loses_nothing(hub: LoopbackHub, offer: Offer, bigger: bytes, home: Path) -> None:
     hub.add(REPO, FILE, bigger)
     hub.bytes_per_second = RATE
     left = Watch()

@@ -37,7 +37,7 @@ class Backup(msgspec.Struct, frozen=True):
 
 
 class Restored(msgspec.Struct, frozen=True):
-    """What a restoration did: where the damaged file lies now, and the messages that came from it, not from the backup."""
+    """What a restoration did: where the damaged file lies now, and how many messages came from it beyond the backup."""
 
     aside: Path
     messages: int
@@ -91,7 +91,7 @@ def write_copy(
     *,
     before: Path | None = None,
 ) -> None:
-    """Write what `source` holds to `copy`, which is whole and checked when it is there; what was there moves to `before`.
+    """Write what `source` holds to `copy`, whole and checked when it is there; what was there moves to `before`.
 
     Raises `sqlite3.Error`, `OSError`, and `ChatsDamaged` where the check finds that the source is.
     """

@@ -77,7 +77,8 @@ class Keeper:
     def follow(self, node: int) -> None:
         """An answer is going to be written: `write` may be called with it, until `finish`."""
         with self._news:
-            self._answers[node] = _Answer()
+            before = self._overtake(node)
+            self._answers[node] = _Answer(before.message, before.outcome, due=before.due) if before else _Answer()
 
     def write(self, node: int, message: Message, outcome: Outcome) -> None:
         """The answer as it is now; saved within half a second."""
@@ -91,11 +92,11 @@ class Keeper:
     def finish(self, node: int, message: Message, state: State, outcome: Outcome) -> Future[None]:
         """The answer as it ended; the future is done once that is on disk."""
         over: Future[None] = Future()
+        answer = _Answer(message, outcome, state, over=over)
         with self._news:
-            answer = self._answers.setdefault(node, _Answer())
-            answer.message, answer.outcome, answer.state, answer.over = message, outcome, state, over
+            self._overtake(node)
+            self._answers[node] = answer
             # In its place among the calls: one before it may be what makes the answer unfinished again.
-            answer.due = None
             self._work.append(lambda: self._save(node, answer))
             self._news.notify()
         return over
@@ -107,6 +108,13 @@ class Keeper:
                 self._give_up_at = time.monotonic() + patience_s
             self._news.notify()
         self._thread.join(patience_s)
+
+    def _overtake(self, node: int) -> _Answer | None:
+        """The state of an answer so far, which gets another. An end that waits for room on the disk is not saved."""
+        before = self._answers.get(node)
+        if before and before.over and before.due is not None:
+            before.over.cancel()
+        return before
 
     def _enqueue(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
@@ -179,27 +187,30 @@ class Keeper:
         try:
             self._opened().save(node, message, state, outcome)
         except NoSuchChat as error:
-            self._settle(node, over, error)
+            self._settle(node, answer, error)
         except ChatsError as error:
             self.trouble = error.message
             with self._news:
                 answer.due = time.monotonic() + _RETRY_S
         except BaseException as error:
-            self._settle(node, over, error)
+            self._settle(node, answer, error)
         else:
             self.trouble = ""
             answer.saved_at = time.monotonic()
             if over:
-                self._settle(node, over, None)
+                self._settle(node, answer, None)
 
-    def _settle(self, node: int, over: Future[None] | None, error: BaseException | None) -> None:
+    def _settle(self, node: int, answer: _Answer, error: BaseException | None) -> None:
         """An answer is on disk as it ended, or can never be."""
         with self._news:
-            self._answers.pop(node, None)
-        if over and error:
-            over.set_exception(error)
-        elif over:
-            over.set_result(None)
+            if self._answers.get(node) is answer:
+                del self._answers[node]
+        over = answer.over
+        if over and over.set_running_or_notify_cancel():
+            if error:
+                over.set_exception(error)
+            else:
+                over.set_result(None)
 
     def _back_up(self) -> None:
         from localchat.chats.backup import keep_daily

@@ -1,7 +1,7 @@
 """The tables of the conversations, and the way from each older layout to this one.
 
-`user_version` in the file says which layout it has. A change of a table is a new version: a step here turns the one before
-into it, and the old text goes to `tests/chats/schemas`, so that every file that a release wrote can be opened.
+`user_version` in the file says which layout it has. A change of a table is a new version: a step here turns the one
+before into it, and the text goes to `tests/chats/schemas`, so that every file that a release wrote can be opened.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from localchat.errors import ChatsError
 
 VERSION = 1
 
-# Words are cut at spaces and punctuation, which Chinese, Japanese, Thai and their like do not put between words. So each
-# of their characters is indexed as a word of its own, and what is searched becomes a phrase of such characters, which
-# finds any part of a text. Korean has spaces, but its particles hang on the words; so it is treated alike. What is in the
-# index is taken out of it by the same words: another set of characters needs a new version, and the index built anew.
+# Words are cut at spaces and punctuation, which Chinese, Japanese, Thai and their like do not put between words. So
+# each of their characters is indexed as a word of its own, and what is searched becomes a phrase of such characters,
+# which finds any part of a text. Korean has spaces, but its particles hang on the words; so it is treated alike.
+# What is in the index is taken out of it by the same words: another set of characters needs a new version, and a new
+# index.
 _UNSPACED = re.compile(
     "(["
     "\u0e00-\u0eff"  # Thai, Lao
@@ -82,7 +83,9 @@ CREATE INDEX attachments_of_message ON attachments (message);
 -- chat 0: the chat that has not begun
 CREATE TABLE drafts (chat INTEGER PRIMARY KEY, draft TEXT NOT NULL);
 
-CREATE VIRTUAL TABLE words USING fts5 (content, content = '', tokenize = 'unicode61 remove_diacritics 2');
+CREATE VIRTUAL TABLE words USING fts5 (
+    content, content = '', tokenize = 'unicode61 remove_diacritics 2', prefix = '1 2 3'
+);
 CREATE VIRTUAL TABLE titles USING fts5 (content, content = '', tokenize = 'unicode61 remove_diacritics 2');
 
 CREATE TRIGGER message_added AFTER INSERT ON messages BEGIN {_PUT_IN}; END;

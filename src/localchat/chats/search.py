@@ -17,7 +17,7 @@ from localchat.safe_text import safe_line
 
 _MOST_TERMS = 32
 _RANKED = 1000
-"""Of what is found more often than this, only the newest are ranked."""
+"""What is found more often than this is not weighed, and only the newest of it is looked at."""
 _MOST_TITLES = 10
 _FADES_DAYS = 90
 """After so many days half of what being new counts for is gone."""
@@ -41,9 +41,12 @@ def search(db: sqlite3.Connection, typed: str, limit: int, kind: Kind | None) ->
         return []
     query = " ".join(f'"{spaced(words)}"{"*" if begins else ""}' for words, begins in terms)
     pattern = _pattern(terms)
-    # Rows come newest first out of the index: a word that stands everywhere costs no more than the newest of them.
+    # To weigh a word costs a walk over all its places, and one that stands everywhere tells nothing: there time ranks.
+    often = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
+    weight = "bm25(words)" if db.execute(often, (query, _RANKED)).fetchone()[0] < _RANKED else "-1.0"
+    # Rows come newest first out of the index, so no more are read than are ranked.
     found = db.execute(
-        """SELECT words.rowid, messages.created, bm25(words) FROM words
+        f"""SELECT words.rowid, messages.created, {weight} FROM words
         JOIN messages ON messages.id = words.rowid JOIN chats ON chats.id = chat
         WHERE words MATCH ? AND deleted IS NULL AND (? IS NULL OR kind = ?) ORDER BY words.rowid DESC LIMIT ?""",
         (query, kind, kind, _RANKED),

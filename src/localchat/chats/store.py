@@ -42,6 +42,7 @@ class Chats:
         self._db = Database(self.file)
         try:
             self._mend()
+            writers.sweep(self.file.parent)
             self.purge(KEPT_DAYS)
         except BaseException:
             self._db.close()

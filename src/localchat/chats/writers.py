@@ -38,6 +38,6 @@ def is_dead(folder: Path, name: str | None) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the files of writers that died before any answer named them."""
+    """Remove the files of dead writers whose answers were all finished."""
     for file in folder.glob("writing-*"):
         is_dead(folder, file.name)

@@ -12,15 +12,11 @@ import click
 import msgspec
 
 from localchat import protocol
+from localchat.chats.records import ChatSettings, Node
+from localchat.chats.reply import Reply
+from localchat.chats.requests import request
 from localchat.cli.input import compose
-from localchat.cli.options import (
-    ENGINE_OPTION,
-    MODEL_OPTION,
-    SET_OPTION,
-    SYSTEM_OPTION,
-    Wishes,
-    wishes,
-)
+from localchat.cli.options import ENGINE_OPTION, MODEL_OPTION, SET_OPTION, SYSTEM_OPTION, wishes
 from localchat.cli.progress import ProgressLine, describe, write_aside
 from localchat.client import engine_at
 from localchat.errors import LocalchatError, NeedsVerification, NoSuchModel, UsageError
@@ -28,6 +24,7 @@ from localchat.safe_text import safe_json, safe_text
 from localchat.settings import settings
 
 if TYPE_CHECKING:
+    from localchat.cli.keeping import Continued, Log
     from localchat.client.local import LocalEngine
     from localchat.client.remote import RemoteEngine
     from localchat.client.stream import ChatStream
@@ -37,7 +34,10 @@ if TYPE_CHECKING:
 @click.argument("prompt", nargs=-1)
 @MODEL_OPTION
 @SYSTEM_OPTION
-@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Put this text file before the prompt.")
+@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Put this text or PDF file before the prompt.")
+@click.option("-c", "--continue", "go_on", is_flag=True, help="Continue the last question, with its model and settings.")
+@click.option("--chat", "chat", type=int, metavar="ID", help="Continue this chat or question (see `localchat chats`).")
+@click.option("-n", "--no-log", is_flag=True, help="Keep nothing of this question and its answer.")
 @SET_OPTION
 @click.option("--max-tokens", metavar="N", help="At most this many tokens in the answer (as -o max_tokens).")
 @click.option("--temperature", metavar="T", help="0 takes the likeliest token each time (as -o temperature).")
@@ -54,6 +54,9 @@ def command(
     model: str,
     system: str | None,
     files: tuple[str, ...],
+    go_on: bool,
+    chat: int | None,
+    no_log: bool,
     options: tuple[tuple[str, str], ...],
     max_tokens: str | None,
     temperature: str | None,
@@ -74,39 +77,50 @@ def command(
     if implicit and not prompt and not files and sys.stdin.isatty():
         from localchat.cli.chat import open_chat
 
-        return open_chat(wanted, engine)
-    text = compose(" ".join(prompt), files)
-    if not text.strip():
-        raise UsageError('there is no prompt: type `localchat ask "a question"`, or pipe text in')
-    request = make_request(text, wanted)
-    printer = _Printer(show_thinking or settings().show_thinking, extract, as_json)
+        return open_chat(wanted, engine, go_on=go_on, chat=chat)
+    if go_on and chat is not None:
+        raise UsageError("-c continues the last question and --chat another one: give one of the two")
     with ProgressLine() as progress:
-        answer = _Answer(printer, progress)
+        log = _log(progress, keeps=settings().keep_asks and not no_log, reads=go_on or chat is not None)
+        answer = _Answer(_Printer(show_thinking or settings().show_thinking, extract, as_json), progress, log)
         try:
-            with open_stream(engine_at(engine or settings().engine), request, progress) as stream:
-                answer.read(stream)
+            words, attachments = compose(" ".join(prompt), files)
+            if not words.strip() and not attachments:
+                raise UsageError('there is no prompt: type `localchat ask "a question"`, or pipe text in')
+            where = engine_at(engine or settings().engine)
+            before = log.continued(chat) if log and (go_on or chat is not None) else None
+            if before:
+                wanted = _continuing(before, wishes(model, system, pairs, before.info.settings), where.is_local)
+            if log and log.keeps:
+                log.question(words, attachments, wanted, before)
+            question = Node(0, None, protocol.Message("user", words), attachments=attachments)
+            answer.ask(where, request([*(before.path if before else ()), question], wanted))
         finally:
-            printer.end(answer)
+            # What has not ended by now was ended by Ctrl+C, or by a reader of the answer that had enough.
+            answer.reply.stop(time.monotonic())
+            if log:
+                log.close(answer.reply)
         if stats:
             progress.note(answer.stats())
-    return printer.exit_code
+    return answer.exit_code
 
 
-def make_request(text: str, wanted: Wishes) -> protocol.ChatRequest:
-    """The request for one question."""
-    other = wanted.other
-    messages = [protocol.Message("system", wanted.system)] if wanted.system else []
-    return protocol.ChatRequest(
-        messages=[*messages, protocol.Message("user", text)],
-        model=wanted.model,
-        stream=True,
-        max_tokens=other.max_tokens,
-        stop=other.stop or None,
-        localchat=protocol.Extras(
-            thinking=other.thinking, context=other.context, gpu_layers=other.gpu_layers, progress=True
-        ),
-        **msgspec.structs.asdict(wanted.sampling),
-    )
+def _log(progress: ProgressLine, *, keeps: bool, reads: bool) -> Log | None:
+    """What keeps the question, or finds the one that is continued; None where nothing is kept or read.
+
+    It opens the file at once, on its own thread, while the prompt is read and the engine found.
+    """
+    if not (keeps or reads):
+        return None
+    from localchat.cli.keeping import Log
+
+    return Log(progress.note, keeps=keeps)
+
+
+def _continuing(before: Continued, wanted: ChatSettings, is_local: bool) -> ChatSettings:
+    """Where no model was ever named, the one that answered goes on; another machine's need not be here."""
+    model = wanted.model or (before.model if is_local else "")
+    return msgspec.structs.replace(wanted, model=model)
 
 
 def open_stream(
@@ -171,78 +185,93 @@ class _Printer:
         if self.streams:
             if self._last and self._last != "\n":
                 sys.stdout.write("\n")
-        elif answer.is_complete or (self._as_json and (answer.text or answer.reasoning)):
-            text = _first_code_block(answer.text) if self._extract else answer.text
+        elif answer.is_complete or (self._as_json and (answer.reply.text or answer.reply.reasoning)):
+            text = _first_code_block(answer.reply.text) if self._extract else answer.reply.text
             if text is None and answer.is_complete:
                 self.exit_code = 1
-                write_aside(safe_text(answer.text).rstrip("\n") + "\n")
+                write_aside(safe_text(answer.reply.text).rstrip("\n") + "\n")
                 raise LocalchatError(
                     "the answer has no fenced code block: it stands above, ask for code or leave out -x"
                 )
             text = text or ""
             print(safe_json(answer.as_json(text)) if self._as_json else safe_text(text))
-        elif answer.text:
-            write_aside(safe_text(answer.text).rstrip("\n") + "\n")
+        elif answer.reply.text:
+            write_aside(safe_text(answer.reply.text).rstrip("\n") + "\n")
         sys.stdout.flush()
 
 
 class _Answer:
-    """What has come of an answer so far, and its figures."""
+    """An answer on its way to the person and to the disk, and its figures."""
 
-    def __init__(self, printer: _Printer, progress: ProgressLine) -> None:
+    def __init__(self, printer: _Printer, progress: ProgressLine, log: Log | None) -> None:
         self._printer = printer
         self._progress = progress
+        self._log = log
         self._began = time.monotonic()
         self._first_token = 0.0
-        self.text = ""
-        self.reasoning = ""
-        self.model = ""
-        self.finish_reason: str | None = None
-        self.is_complete = False
-        self.usage: protocol.Usage | None = None
-        self.report = protocol.Report()
+        self.reply = Reply(self._began)
 
-    def read(self, stream: ChatStream) -> None:
-        """Follow the stream to its end."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether it came to its own end."""
+        return self.reply.state == "done"
+
+    @property
+    def exit_code(self) -> int:
+        """What the process exits with where nothing was raised."""
+        return self._printer.exit_code
+
+    def ask(self, engine: LocalEngine | RemoteEngine, asked: protocol.ChatRequest) -> None:
+        """Ask, and follow the answer to its end, whatever that is."""
+        reply = self.reply
+        reply.model = asked.model
+        try:
+            with open_stream(engine, asked, self._progress) as stream:
+                self._read(stream)
+            reply.finish(time.monotonic())
+        except LocalchatError as error:
+            reply.fail(error, time.monotonic())
+            raise
+        finally:
+            self._printer.end(self)
+
+    def _read(self, stream: ChatStream) -> None:
         for chunk in stream:
-            self.model = chunk.model or self.model
-            self.usage = chunk.usage or self.usage
-            if chunk.localchat:
-                self._follow(chunk.localchat)
+            now = time.monotonic()
+            self.reply.take(chunk, now)
+            if report := chunk.localchat:
+                self._follow(report)
             for choice in chunk.choices:
-                self.finish_reason = choice.finish_reason or self.finish_reason
-                self._take(choice.delta)
-        self.is_complete = True
+                self._show(choice.delta, now)
+            if self._log and chunk.choices:
+                self._log.write(self.reply, now)
 
     def _follow(self, report: protocol.Report) -> None:
         if report.progress:
-            self._progress.show(describe(report.progress, self.model))
+            self._progress.show(describe(report.progress, self.reply.model))
             return
-        self.report = report
         for warning in report.warnings:
             self._progress.note(warning)
         if report.dropped_messages:
             self._progress.note(f"{report.dropped_messages} earlier messages no longer fit and were left out")
 
-    def _take(self, delta: protocol.Delta) -> None:
+    def _show(self, delta: protocol.Delta, now: float) -> None:
         if not (delta.content or delta.reasoning_content):
             return
-        self._first_token = self._first_token or time.monotonic()
+        self._first_token = self._first_token or now
         self._progress.clear()
         if delta.reasoning_content:
-            self.reasoning += delta.reasoning_content
             self._printer.thinking(delta.reasoning_content)
         if delta.content:
-            self.text += delta.content
             self._printer.content(delta.content)
 
     def timings(self) -> protocol.Timings:
         """The engine's figures, or what can be seen from here of a server that tells none."""
-        if self.report.timings:
-            return self.report.timings
+        if self.reply.timings:
+            return self.reply.timings
         now = time.monotonic()
         first = self._first_token or now
-        decoded = (self.usage.completion_tokens - 1) if self.usage else 0
+        decoded = (self.reply.usage.completion_tokens - 1) if self.reply.usage else 0
         return protocol.Timings(
             first_token_ms=(first - self._began) * 1000,
             tokens_per_second=decoded / (now - first) if decoded > 0 and now > first else 0.0,
@@ -251,43 +280,44 @@ class _Answer:
 
     def cached_tokens(self) -> int:
         """Prompt tokens that did not have to be read."""
-        if self.report.cached_tokens is not None:
-            return self.report.cached_tokens
-        details = self.usage.prompt_tokens_details if self.usage else None
+        if self.reply.cached_tokens is not None:
+            return self.reply.cached_tokens
+        details = self.reply.usage.prompt_tokens_details if self.reply.usage else None
         return (details and details.cached_tokens) or 0
 
     def as_json(self, text: str) -> bytes:
         """The object that `--json` prints; times in milliseconds, rates in tokens per second."""
-        usage = self.usage or protocol.Usage(0, 0, 0)
+        usage = self.reply.usage or protocol.Usage(0, 0, 0)
         value: dict[str, Any] = {
             "text": text,
-            "reasoning": self.reasoning,
-            "model": self.model,
-            "finish_reason": self.finish_reason,
-            "seed": self.report.seed,
+            "reasoning": self.reply.reasoning,
+            "model": self.reply.model,
+            "finish_reason": self.reply.finish_reason,
+            "seed": self.reply.seed,
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
                 "cached_tokens": self.cached_tokens(),
                 "completion_tokens": usage.completion_tokens,
             },
             "timings": {key: round(figure, 2) for key, figure in msgspec.structs.asdict(self.timings()).items()},
+            "chat": self._log.chat if self._log else None,
         }
         return msgspec.json.encode(value)
 
     def stats(self) -> str:
         """The line that `--stats` prints."""
-        usage, timings = self.usage or protocol.Usage(0, 0, 0), self.timings()
+        usage, timings = self.reply.usage or protocol.Usage(0, 0, 0), self.timings()
         parts = [
-            self.model,
+            self.reply.model,
             f"{usage.prompt_tokens:,} prompt tokens ({self.cached_tokens():,} from cache)",
             f"{usage.completion_tokens:,} answer tokens",
             f"{timings.first_token_ms / 1000:.2f} s to the first",
             f"{timings.tokens_per_second:.1f} tokens/s",
         ]
-        if self.report.seed is not None:
-            parts.append(f"seed {self.report.seed}")
-        if self.finish_reason:
-            parts.append(f"ended by {self.finish_reason}")
+        if self.reply.seed is not None:
+            parts.append(f"seed {self.reply.seed}")
+        if self.reply.finish_reason:
+            parts.append(f"ended by {self.reply.finish_reason}")
         return ", ".join(parts)
 
 

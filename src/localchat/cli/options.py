@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -25,23 +24,7 @@ class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpu_layers: Count | None = None
     stop: list[str] = []
     thinking: bool | None = None
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a person wants of every answer: what the command line says, and their settings where it says nothing.
-
-    `model` is a name, an absolute path, or "": whatever the engine has.
-    """
-
-    model: str
-    system: str | None
-    sampling: Sampling
-    other: ModelOptions
-
-    def chat_settings(self) -> ChatSettings:
-        """As the settings of a chat."""
-        return ChatSettings(self.model, self.system, self.sampling, **msgspec.structs.asdict(self.other))
+    overflow: Literal["error", "slide"] | None = None
 
 
 MODEL_OPTION = click.option(
@@ -61,6 +44,7 @@ SET_OPTION = click.option(
     help="A setting: " + ", ".join([*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]) + ".",
 )
 
+_OVERFLOW = ("error", "slide")
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -79,6 +63,10 @@ def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOp
         if key == "stop":
             # A shell has no easy way to type a line end.
             other.setdefault("stop", []).append(value.replace("\\n", "\n").replace("\\t", "\t"))
+        elif key == "overflow":
+            if value not in _OVERFLOW:
+                raise UsageError(f"-o overflow takes {' or '.join(_OVERFLOW)}, not {safe_line(value)!r}")
+            other[key] = value
         elif key == "thinking":
             if value.lower() not in _YES + _NO:
                 raise UsageError(f"-o thinking takes true or false, not {safe_line(value)!r}")
@@ -89,21 +77,38 @@ def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOp
     return msgspec.convert(sampling, Sampling, strict=False), msgspec.convert(other, ModelOptions, strict=False)
 
 
-def wishes(model: str, system: str | None, pairs: tuple[tuple[str, str], ...]) -> Wishes:
-    """The command line's model, system prompt and `-o` pairs, over the person's settings. Raises `UsageError`."""
-    own = settings()
+def wishes(
+    model: str, system: str | None, pairs: tuple[tuple[str, str], ...], kept: ChatSettings | None = None
+) -> ChatSettings:
+    """The command line's model, system prompt and `-o` pairs over the person's settings, or over those of a chat.
+
+    The model is a name, an absolute path, or "": whatever the engine has. Raises `UsageError`.
+    """
     sampling, other = parse_options(pairs)
-    typed = {key: value for key, value in msgspec.structs.asdict(sampling).items() if value is not None}
-    return Wishes(
-        model_name(model) if model else model_name(own.model or "", paths().config),
-        own.system if system is None else system,
-        msgspec.structs.replace(own.options, **typed),
-        msgspec.structs.replace(
-            other,
-            context=other.context or own.context,
-            gpu_layers=own.gpu_layers if other.gpu_layers is None else other.gpu_layers,
-        ),
+    base = kept or _own_settings()
+    return msgspec.structs.replace(
+        base,
+        model=model_name(model) if model else base.model,
+        system=base.system if system is None else system,
+        sampling=msgspec.structs.replace(base.sampling, **_given(sampling)),
+        **_given(other),
     )
+
+
+def _own_settings() -> ChatSettings:
+    own = settings()
+    return ChatSettings(
+        model=model_name(own.model or "", paths().config),
+        system=own.system,
+        sampling=own.options,
+        context=own.context,
+        gpu_layers=own.gpu_layers,
+    )
+
+
+def _given(options: msgspec.Struct) -> dict[str, Any]:
+    """What was typed of these options."""
+    return {name: value for name, value in msgspec.structs.asdict(options).items() if value not in (None, [])}
 
 
 def _check(key: str, value: str, kind: type[msgspec.Struct]) -> None:

@@ -144,7 +144,7 @@ def bindings(where: Where, own: dict[str, str]) -> list[Binding]:
     focus.
     """
     return [
-        Binding(keys, action.method, action.label, show=False, priority=where == "chat", id=action.name)
+        Binding(keys, f"screen.{action.method}", action.label, show=False, priority=where == "chat", id=action.name)
         for action in ACTIONS
         if action.where == where
         and action.method

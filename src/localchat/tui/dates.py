@@ -5,13 +5,13 @@ Knows only the clock that it is given. Days begin at midnight where that clock i
 
 from __future__ import annotations
 
-import calendar
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 Clock = Callable[[], datetime]
 
 UNDATED = "Without a date"
+_MONTHS = "January February March April May June July August September October November December".split()
 
 
 def day_group(at: float, now: datetime) -> str:
@@ -26,7 +26,7 @@ def day_group(at: float, now: datetime) -> str:
         return "Yesterday"
     if day >= today - timedelta(days=today.weekday()):
         return "This week"
-    month = calendar.month_name[day.month]
+    month = _MONTHS[day.month - 1]
     return month if day.year == today.year else f"{month} {day.year}"
 
 
@@ -41,7 +41,7 @@ def when(at: float, now: datetime) -> str:
         return time
     if day == today - timedelta(days=1):
         return f"yesterday {time}"
-    date = f"{day.day} {calendar.month_abbr[day.month]}"
+    date = f"{day.day} {_MONTHS[day.month - 1][:3]}"
     return f"{date} {time}" if day.year == today.year else f"{date} {day.year}"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from textual.app import App, SuspendNotSupported
 
 from localchat.errors import LocalchatError, UsageError
@@ -29,12 +30,14 @@ async def edit_text(app: App[object], text: str) -> str:
     command = _command()
     try:
         folder = private_folder(paths().state / "editing")
-        file = folder / f"message-{os.urandom(8).hex()}.md"
+        _sweep(folder)
+        file = folder / f"message-{os.getpid()}-{os.urandom(4).hex()}.md"
         try:
             _write(file, text)
             status = await _run(app, [*command, str(file)])
             if status:
-                raise UsageError(f"{safe_line(command[0])} ended with status {status}: the text is as it was")
+                how = f"ended with status {status}" if status > 0 else "was interrupted"
+                raise UsageError(f"{safe_line(command[0])} {how}: the text is as it was")
             return _read(file)
         finally:
             _remove(file)
@@ -84,6 +87,13 @@ def _remove(file: Path) -> None:
             left.unlink()
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what a chat left that was killed while its editor was open: its draft is with the chats."""
+    for left in folder.glob("message-*-*.md"):
+        if not psutil.pid_exists(int(left.name.split("-")[1])):
+            _remove(left)
+
+
 async def _run(app: App[object], command: list[str]) -> int:
     """Let the editor have the terminal, and wait; its exit status."""
     try:
@@ -104,13 +114,18 @@ async def _run(app: App[object], command: list[str]) -> int:
 def _deaf() -> Iterator[None]:
     """Let Ctrl+C be the editor's: the terminal sends it to both programs, and ours would end."""
     loop = asyncio.get_running_loop()
-    # asyncio hands out no handler that was set; they are put back as they were.
+    numbers = (signal.SIGINT, signal.SIGQUIT)
+    # asyncio hands out no handler that was set with it; they are put back as they were.
     handlers = dict(getattr(loop, "_signal_handlers", {}))
-    numbers = [number for number in (signal.SIGINT, signal.SIGQUIT) if number in handlers]
+    before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         loop.add_signal_handler(number, lambda: None)
     try:
         yield
     finally:
         for number in numbers:
-            loop.add_signal_handler(number, handlers[number]._callback, *handlers[number]._args)
+            if number in handlers:
+                loop.add_signal_handler(number, handlers[number]._callback, *handlers[number]._args)
+            else:
+                loop.remove_signal_handler(number)
+                signal.signal(number, before[number])

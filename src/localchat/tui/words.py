@@ -51,3 +51,14 @@ def fitting(text: str, width: int) -> str:
 def clipped(text: str, width: int) -> str:
     """`text` in `width` cells, its end cut off where it is longer."""
     return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)).rstrip() + "…"
+
+
+def clipped_inside(text: str, width: int) -> str:
+    """`text` in `width` cells, its middle left out where it is longer: what tells names apart is often at their end."""
+    if cell_len(text) <= width:
+        return text
+    tail = max(0, (width - 1) // 2)
+    end = text[-tail:] if tail else ""
+    while cell_len(end) > tail:
+        end = end[1:]
+    return set_cell_size(text, max(0, width - 1 - cell_len(end))).rstrip() + "…" + end

@@ -113,8 +113,6 @@ class ChatScreen(ChatActions):
 
     def on_mount(self) -> None:
         """Be ready, take up what was left, and have the engine warm up meanwhile."""
-        for binding in bindings("page", own_settings().keys):
-            self.transcript._bindings._add_binding(binding)
         self._timer = self.set_interval(1 / _LOOKS_PER_SECOND, self._look, pause=True)
         self._show_status()
         if self._asked_for is not None:
@@ -386,6 +384,7 @@ class ChatScreen(ChatActions):
         else:
             self.transcript.welcome(self._shown_model(), self._offline, self._last_title)
         self._show_status()
+        self.start_looking()
 
     def added(self, new: list[Item]) -> None:
         """Put new messages at the end of the page."""
@@ -483,7 +482,6 @@ class ChatScreen(ChatActions):
         """Look in on the engine regularly, while there is something to see."""
         if self._timer:
             self._timer.resume()
-        self._look()
 
     def _look(self) -> None:
         """Take in and show what has come since the last look."""

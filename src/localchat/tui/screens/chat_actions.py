@@ -20,6 +20,7 @@ from localchat.tui.session import Session, settings_with
 
 if TYPE_CHECKING:
     from localchat.chats.keeper import Keeper
+    from localchat.chats.store import Chats
     from localchat.tui.widgets.composer import Composer
     from localchat.tui.widgets.transcript import Transcript
 
@@ -92,6 +93,8 @@ class ChatActions(Screen[None]):
             return
         if self.session.busy:
             self.session.stop()
+        elif self.transcript.has_focus:
+            self.composer.focus()
         else:
             self.leave_edit()
 
@@ -234,15 +237,13 @@ class ChatActions(Screen[None]):
 
     def slash_export(self, file: str) -> None:
         """Write the chat to this file."""
-        from localchat.chats.exporting import write_chat
-
         chat, path = self.session.chat, Path(file.strip()).expanduser().absolute()
         if chat is None:
             self.hint("there is nothing to write yet")
             return
 
         async def write() -> None:
-            await self._read(lambda chats: write_chat(chats, chat, path))
+            await self._read(lambda chats: _write_chat(chats, chat, path))
             self.hint(f"written to {safe_line(str(path))}")
 
         self.do(write())
@@ -426,6 +427,20 @@ class ChatActions(Screen[None]):
     def action_editor(self) -> None:
         """Write in the person's own editor."""
         self.do(self.composer.run_action("edit"))
+
+
+def _write_chat(chats: Chats, chat: int, path: Path) -> None:
+    """Write a chat to a new file, in the form that its name asks for. Raises `LocalchatError`."""
+    from localchat.chats.exporting import WholeChat, as_json, as_markdown
+
+    info, tree = chats.info(chat), chats.tree(chat)
+    whole = path.suffix.lower() == ".json"
+    content = as_json([WholeChat.of(info, tree)]) if whole else as_markdown(info, tree).encode()
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise LocalchatError(f"cannot write {path} ({error.strerror}): choose another name") from error
 
 
 def commands() -> list[tuple[str, str, str]]:

@@ -32,8 +32,8 @@ _HELP = (
     '"Words in quotes": side by side, in this order.\n'
     "The last word may be only the beginning of one."
 )
-_KEYS = "↑ ↓ choose   Enter goes there   Esc leaves"
-_WHO = {"user": "you", "assistant": "the model", "title": "the title"}
+_KEYS = "Enter goes there   Esc leaves"
+_WHO = {"user": "you", "assistant": "the model", "title": "title"}
 
 
 class HitRows(Rows[Hit]):
@@ -50,7 +50,7 @@ class HitRows(Rows[Hit]):
     def draw(self, row: int, width: int, marked: bool) -> list[Content]:
         """Title, who and when; the excerpt with its matches."""
         hit = self.rows[row]
-        asked = "asked in the shell · " if hit.kind == "ask" else ""
+        asked = "ask · " if hit.kind == "ask" else ""
         about = f" · {asked}{_WHO.get(hit.role) or safe_line(hit.role[:20])}"
         if moment := when(hit.created, self._clock()):
             about += f" · {moment}"
@@ -69,8 +69,8 @@ class FindScreen(ModalScreen[Hit | None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,ctrl+p,shift+tab", "move(-1)", "Up", show=False, priority=True),
-        Binding("down,ctrl+n,tab", "move(1)", "Down", show=False, priority=True),
+        Binding("up,shift+tab", "move(-1)", "Up", show=False, priority=True),
+        Binding("down,tab", "move(1)", "Down", show=False, priority=True),
         Binding("pageup", "move_page(-1)", "A page back", show=False),
         Binding("pagedown", "move_page(1)", "A page on", show=False),
         Binding("escape", "leave", "Leave", show=False),
@@ -145,7 +145,7 @@ class FindScreen(ModalScreen[Hit | None]):
                 if hits:
                     self._rows.set_rows(hits, 0)
                     self._rows.scroll_to(y=0, animate=False)
-                    count = "1 result" if len(hits) == 1 else f"{len(hits)} results, the best first"
+                    count = "1 result" if len(hits) == 1 else f"{len(hits)} results"
                     self._keys.update(Content(f"{count}   {_KEYS}"))
                 else:
                     self._say(f"Nothing found.\n\n{_HELP}")

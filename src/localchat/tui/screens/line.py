@@ -65,7 +65,8 @@ class LineScreen(Dialog[str | None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Take the line, or say why not."""
         event.stop()
-        line = self._line.value.strip()
+        # As it was at that moment: what is typed while this waited is not part of it.
+        line = event.value.strip()
         self._refused = not self._is_good(line)
         if not self._refused:
             self.dismiss(line)

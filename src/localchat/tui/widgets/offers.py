@@ -75,10 +75,10 @@ class Offers:
     def look(self) -> None:
         """The text or the cursor changed: offer what fits now."""
         field = self._field
-        if self._pasted and field.text.endswith(self._pasted[0]) and field.cursor_at_end_of_text:
-            return
         row, column = field.cursor_location
         before = field.document[row][:column]
+        if self._pasted and before.endswith(self._pasted[0]):
+            return
         if row == 0 and self._commands and re.fullmatch(r"/[\w-]*", before) and field.document.line_count == 1:
             self._begin((0, 0))
             if self._closed != (0, 0):
@@ -129,15 +129,16 @@ class Offers:
 
     def offer_pasted(self, text: str) -> None:
         """A line was pasted: if it names files, offer to attach them."""
-        if text.strip() and "\n" not in text.strip():
+        if text.strip() and "\n" not in text:
             self._composer.run_worker(self._look_at_pasted(text), group="pasted", exclusive=True)
 
     async def _look_at_pasted(self, text: str) -> None:
         paths = await asyncio.to_thread(pasted_files, text)
-        if paths and self._field.text.endswith(text) and self._field.cursor_at_end_of_text:
+        row, column = self._field.cursor_location
+        if paths and self._field.document[row][:column].endswith(text):
             self._pasted = (text, paths)
-            names = ", ".join(path.name for path in paths)
-            self._completion.show([Choice(paths, f"Attach {safe_line(names)}", "Esc leaves the path as text")])
+            names = safe_line(", ".join(path.name for path in paths))
+            self._completion.show([Choice(paths, f"Attach {names}", "Esc leaves the path as text")])
 
     # What taking one does.
 
@@ -157,8 +158,9 @@ class Offers:
                 self._hide()
             case list() as paths:
                 text = self._pasted[0] if self._pasted else ""
+                row, column = self._field.cursor_location
                 self._hide()
-                self._remove_before_cursor(text)
+                self._field.replace("", (row, column - len(text)), (row, column), maintain_selection_offset=False)
                 for path in paths:
                     self._composer.attach(path)
 
@@ -170,8 +172,3 @@ class Offers:
         self._field.move_cursor(result.end_location)
         if not text:
             self._hide()
-
-    def _remove_before_cursor(self, text: str) -> None:
-        row, column = self._field.cursor_location
-        if text and self._field.document[row][:column].endswith(text.rstrip("\n")):
-            self._field.replace("", (row, column - len(text)), (row, column), maintain_selection_offset=False)

@@ -81,7 +81,7 @@ class Paper:
     def __init__(self, console: Console, look: Look, inks: Inks, width: int) -> None:
         self._console = console
         self._look = look
-        self._inks = inks
+        self.inks = inks
         self.width = width
         self._typesetter = Typesetter(console, look, width)
         # Thinking is dimmed as a whole, code too.
@@ -96,7 +96,7 @@ class Paper:
 
     def is_like(self, width: int, look: Look, inks: Inks) -> bool:
         """Whether it is this wide and has these colours."""
-        return (self.width, self._look, self._inks) == (width, look, inks)
+        return (self.width, self._look, self.inks) == (width, look, inks)
 
     def piece(self, part: Part, content: Block | Words, *, edge: Edge = "", rule: bool = False, gap: int = 0) -> Piece:
         """A piece with a guess of its height."""
@@ -124,16 +124,16 @@ class Paper:
 
     def _wrapped(self, words: Words) -> list[Strip]:
         text = Text.assemble(
-            *((said, getattr(self._inks, ink)) for said, ink in words), style=self._look.text, end="", tab_size=TAB
+            *((said, getattr(self.inks, ink)) for said, ink in words), style=self._look.text, end="", tab_size=TAB
         )
         lines = text.wrap(self._console, self.width, overflow="fold", tab_size=TAB)
         return [Strip(line.render(self._console, end="")).simplify().crop(0, self.width) for line in lines]
 
     def _rule(self, words: Words) -> list[Strip]:
         label = "".join(said for said, _ in words)
-        text = Text("─" * _RULE_BEFORE + " ", self._inks.faint, end="")
-        text.append(label, self._inks.muted)
-        text.append(" " + "─" * max(0, self.width - text.cell_len - 1), self._inks.faint)
+        text = Text("─" * _RULE_BEFORE + " ", self.inks.faint, end="")
+        text.append(label, self.inks.muted)
+        text.append(" " + "─" * max(0, self.width - text.cell_len - 1), self.inks.faint)
         return [Strip(text.render(self._console, end="")).crop(0, self.width)]
 
     def _guess(self, content: Block | Words) -> int:

@@ -5,21 +5,17 @@ A part of the transcript: it moves the mark and the view, and changes nothing on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from textual import events
-from textual.scroll_view import ScrollView
 
 from localchat.tui.blocks import Block, Splitter
 from localchat.tui.conversation import Item
-from localchat.tui.widgets.roll import Roll, Spot
+from localchat.tui.widgets.pieces import Paper
+from localchat.tui.widgets.roll import Spot
 from localchat.tui.widgets.row import Mark
+from localchat.tui.widgets.sheet_view import SheetView
 from localchat.tui.widgets.turns import Sheet
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from localchat.tui.widgets.pieces import Paper
 
 Unit = Literal["message", "block", "line", "page"]
 
@@ -27,21 +23,12 @@ _KEPT_LINES = 2
 """So many lines of the page before stay in view when a page is turned."""
 
 
-class Reading(ScrollView):
-    """The mark, and the keys' way over the page."""
-
-    following: bool
-    _sheets: list[Sheet]
-    _roll: Roll | None
-
-    if TYPE_CHECKING:
-
-        def _change(self, change: Callable[[Paper], object] | None = None) -> None: ...
-        def _settle(self, spot: Spot | None, *, stretched: bool = False) -> None: ...
-        def _view_height(self) -> int: ...
+class ReadingView(SheetView):
+    """Sheets that can be read by keys; `sheets` are those of messages."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.sheets: list[Sheet] = []
         self._marked: Sheet | None = None
         self._block: Spot | None = None
 
@@ -49,23 +36,19 @@ class Reading(ScrollView):
 
     def mark_of(self, sheet: Sheet, piece: int, row: int) -> Mark:
         """What stands in the margin beside a line of a piece."""
-        in_gap = self._roll is not None and row < sheet.pieces(self._roll.paper)[piece].gap if self._roll else False
+        in_gap = self.roll is not None and row < sheet.pieces(self.roll.paper)[piece].gap if self.roll else False
         if sheet is not self._marked or not self.has_focus or (in_gap and piece == 0):
             return ""
-        if self._block and self._roll:
-            marked, _ = self._roll.place(self._block)
+        if self._block and self.roll:
+            marked, _ = self.roll.place(self._block)
             first, end = sheet.group(marked)
             if first <= piece < end and not (in_gap and piece == first):
                 return "block"
         return "message"
 
-    def mark_sheet(self, sheet: Sheet | None) -> None:
-        """Mark a message."""
+    def mark(self, sheet: Sheet | None) -> None:
+        """Mark a message, or none."""
         self._marked, self._block = sheet, None
-
-    def forget_mark(self) -> None:
-        """Nothing is marked: the page is another one."""
-        self.mark_sheet(None)
 
     def on_focus(self, event: events.Focus) -> None:
         """Mark the message that is read: the last one in view, unless one in view is marked."""
@@ -77,34 +60,31 @@ class Reading(ScrollView):
         self.refresh()
 
     def _mark_in_view(self, *, last: bool) -> None:
-        roll = self._roll
-        if not roll or not self._sheets:
+        roll = self.roll
+        if not roll or not self.sheets:
             return
-        top, bottom = self.scroll_offset.y, self.scroll_offset.y + self._view_height() - 1
-        if self._marked in self._sheets:
+        top, bottom = self.scroll_offset.y, self.scroll_offset.y + self.view_height - 1
+        if self._marked in self.sheets:
             begins = roll.top_of(self._marked)
             if begins <= bottom and begins + self._marked.height(roll.paper) > top:
                 return
-        index = min(roll.at(bottom if last else top)[0], len(self._sheets) - 1)
-        self.mark_sheet(self._sheets[index])
+        index = min(roll.at(bottom if last else top)[0], len(self.sheets) - 1)
+        self.mark(self.sheets[index])
 
     # Moving.
 
     def move(self, by: int, unit: Unit) -> None:
         """Go `by` messages, blocks, lines or pages down (up where negative)."""
-        roll = self._roll
-        if not roll or not self._sheets:
+        roll = self.roll
+        if not roll or not self.sheets:
             return
         if unit in ("line", "page"):
-            rows = by * max(1, self._view_height() - _KEPT_LINES) if unit == "page" else by
-            self.scroll_to(y=self.scroll_offset.y + rows, animate=False)
-            if self.scroll_offset.y >= self.max_scroll_y:
-                self.following = True
+            self.scroll_by(by * max(1, self.view_height - _KEPT_LINES) if unit == "page" else by)
             self._block = None
             self._mark_in_view(last=by > 0)
             self.refresh()
             return
-        if self._marked not in self._sheets:
+        if self._marked not in self.sheets:
             self._mark_in_view(last=True)
         assert self._marked
         if unit == "message":
@@ -113,21 +93,21 @@ class Reading(ScrollView):
             self._move_block(by)
 
     def _move_message(self, by: int) -> None:
-        assert self._marked and self._roll
-        index = self._sheets.index(self._marked) + by
-        if index >= len(self._sheets):
+        assert self._marked and self.roll
+        index = self.sheets.index(self._marked) + by
+        if index >= len(self.sheets):
             self.to("bottom")
             return
         # Going back within a long message leads to its beginning first.
-        begun = self._roll.top_of(self._marked) >= self.scroll_offset.y
+        begun = self.roll.top_of(self._marked) >= self.scroll_offset.y
         if by == -1 and not begun:
             index += 1
-        self.mark_sheet(self._sheets[max(0, index)])
+        self.mark(self.sheets[max(0, index)])
         self._bring(self._marked, 0)
 
     def _move_block(self, by: int) -> None:
-        assert self._marked and self._roll
-        roll, sheet = self._roll, self._marked
+        assert self._marked and self.roll
+        roll, sheet = self.roll, self._marked
         pieces = roll.open(sheet)
         if self._block:
             number, _ = roll.place(self._block)
@@ -136,7 +116,7 @@ class Reading(ScrollView):
         else:
             start = 0 if by > 0 else len(pieces) - 1
         for one, number in roll.walk(sheet, start, 1 if by > 0 else -1):
-            if one not in self._sheets or not one.is_stop(number):
+            if one not in self.sheets or not one.is_stop(number):
                 continue
             first, _ = one.group(number)
             self._marked, self._block = one, roll.spot_of(one, first)
@@ -145,7 +125,7 @@ class Reading(ScrollView):
 
     def _bring(self, sheet: Sheet, piece: int) -> None:
         """Scroll as little as needed to show a message (piece 0) or a block, or at least its beginning."""
-        roll, view = self._roll, self._view_height()
+        roll, view = self.roll, self.view_height
         assert roll
         pieces = roll.open(sheet)
         if not pieces:
@@ -162,31 +142,31 @@ class Reading(ScrollView):
         elif begin + height > top + view:
             self._show_line(spot, view - height)
         else:
-            self._settle(None if self.following else roll.spot(top))
+            self.settle(None if self.following else roll.spot(top))
 
     def _show_line(self, spot: Spot, below: int) -> None:
         """Show a spot `below` lines under the top of the view."""
-        roll = self._roll
+        roll = self.roll
         assert roll
         line = max(0, roll.line_of(spot) - below)
-        end = roll.measure() + 1 - self._view_height()
+        end = roll.measure() + 1 - self.view_height
         self.following = line >= end
-        self._settle(None if self.following else roll.spot(line))
+        self.settle(None if self.following else roll.spot(line))
 
     def to(self, where: Literal["top", "bottom"]) -> None:
         """Go to the first message, or to the end and stay there."""
-        if not self._roll:
+        if not self.roll:
             self.following = where == "bottom"
             return
         self._block = None
         if where == "bottom":
             self.following = True
-            self.mark_sheet(self._sheets[-1] if self._sheets else None)
-            self._settle(None)
+            self.mark(self.sheets[-1] if self.sheets else None)
+            self.settle(None)
         else:
             self.following = False
-            self.mark_sheet(self._sheets[0] if self._sheets else None)
-            self._settle(self._roll.spot(0))
+            self.mark(self.sheets[0] if self.sheets else None)
+            self.settle(self.roll.spot(0))
 
     # What can be taken from it.
 
@@ -235,13 +215,18 @@ class Reading(ScrollView):
 
     def _toggle(self, sheet: Sheet) -> None:
         self.following = False
-        self._change(lambda paper: (sheet.toggle(), sheet.changed(paper)))
+
+        def toggle(paper: Paper) -> None:
+            sheet.toggle()
+            sheet.changed(paper)
+
+        self.change(toggle)
         self.following = self.scroll_offset.y >= self.max_scroll_y
 
     def _current_sheet(self) -> Sheet | None:
-        if self.has_focus and self._marked in self._sheets:
+        if self.has_focus and self._marked in self.sheets:
             return self._marked
-        return self._sheets[-1] if self._sheets else None
+        return self.sheets[-1] if self.sheets else None
 
 
 def _blocks(text: str) -> list[Block]:

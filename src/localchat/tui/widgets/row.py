@@ -33,7 +33,13 @@ class Row:
         return Strip.blank(self.width, self.inks.text)
 
     def of(
-        self, piece: Piece | None, within: int, mark: Mark, key: int, span: tuple[int, int] | None, selection: Style
+        self,
+        piece: Piece | None,
+        within: int,
+        mark: Mark,
+        key: int,
+        span: tuple[int, int] | None,
+        selection: Style | None,
     ) -> Strip:
         """Line `within` of a piece. `key` tells lines apart for the selection of text, `span` is what is selected."""
         inks = self.inks
@@ -42,7 +48,7 @@ class Row:
             edge, strip = " ", Strip([])
         else:
             edge, strip = _EDGES[piece.edge], piece.rows[number]
-        if span is not None and strip.cell_length:
+        if span is not None and selection is not None and strip.cell_length:
             start = cell_len(strip.text[: span[0]])
             end = strip.cell_length if span[1] == -1 else cell_len(strip.text[: span[1]])
             strip = Strip.join([strip.crop(0, start), strip.crop(start, end).apply_style(selection), strip.crop(end)])

@@ -25,7 +25,7 @@ from textual.widget import Widget
 R = TypeVar("R")
 
 
-class Rows(ScrollView, Generic[R]):
+class Rows(ScrollView, Generic[R], can_focus=False, inherit_bindings=False):
     """Rows from top to bottom, one of which is marked. Whoever owns it calls `move` and the like when keys are pressed.
 
     `active`: the keys go here, so the mark is shown. `note` stands in the place of rows where there are none.

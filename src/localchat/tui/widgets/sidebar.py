@@ -276,7 +276,7 @@ class Sidebar(Widget):
     def action_leave(self) -> None:
         """Leave the title as it was, or show all chats again, or go back to writing: one step each time."""
         if self._renaming is not None:
-            self._end_renaming(keep=False)
+            self._end_renaming(None)
         elif self._filter.display:
             self._rows.focus()
             self._close_filter()
@@ -306,21 +306,22 @@ class Sidebar(Widget):
             return
         row = self._rows.row_of(self._renaming)
         if row is None:
-            self._end_renaming(keep=False)
+            self._end_renaming(None)
             return
         region = self._rows.region
         line = max(0, min(region.height - 1, self._rows.top_of(row)))
         self._title.styles.width = max(1, self._rows.scrollable_content_region.width - 2)
         self._title.styles.offset = (2, region.y - self.content_region.y + line)
 
-    def _end_renaming(self, *, keep: bool) -> None:
-        chat, title = self._chats.get(self._renaming or -1), " ".join(self._title.value.split())
+    def _end_renaming(self, typed: str | None) -> None:
+        """Put the input away; what was `typed` is the new title."""
+        chat, title = self._chats.get(self._renaming or -1), " ".join((typed or "").split())
         self._renaming = None
         if self._title.has_focus:
             self._rows.focus()
         self._title.display = False
         self._show_keys()
-        if keep and chat and title and title != chat.title:
+        if chat and title and title != chat.title:
             self._chats[chat.id] = msgspec.structs.replace(chat, title=title, titled_by="person")
             self._fill()
             self.post_message(self.Renamed(chat.id, title))
@@ -351,7 +352,8 @@ class Sidebar(Widget):
         """Enter: the title is done, or the filter has found it."""
         event.stop()
         if event.input is self._title:
-            self._end_renaming(keep=True)
+            # As it was at that moment: what is typed while this waited is not part of it.
+            self._end_renaming(event.value)
         else:
             self.action_open()
 
@@ -367,7 +369,7 @@ class Sidebar(Widget):
     def on_descendant_blur(self, event: events.DescendantBlur) -> None:
         """The keys go elsewhere: a title that was being changed is kept, unless only the terminal lost the focus."""
         if self._renaming is not None and event.widget is self._title and self.app.app_focus:
-            self._end_renaming(keep=True)
+            self._end_renaming(self._title.value)
         self._rows.active = self.has_focus_within
 
     def on_resize(self) -> None:

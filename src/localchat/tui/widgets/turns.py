@@ -17,7 +17,7 @@ from localchat.safe_text import safe_line, safe_text
 from localchat.tui.conversation import Item, Prompt
 from localchat.tui.widgets.endings import ending, figures
 from localchat.tui.widgets.page import Page
-from localchat.tui.widgets.pieces import Edge, Paper, Part, Piece, Words, guessed_lines, plain_parts
+from localchat.tui.widgets.pieces import Edge, Ink, Paper, Part, Piece, Words, guessed_lines, plain_parts
 from localchat.tui.widgets.status import duration, tokens
 
 _PROMPT_LINES = 60
@@ -191,7 +191,7 @@ class PromptSheet(Sheet):
         pieces: list[Piece] = []
         if text or not self.prompt.attachments:
             parts = plain_parts(text if self._unfolded else shown)
-            ink = "muted" if self._queued else "text"
+            ink: Ink = "muted" if self._queued else "text"
             pieces += [paper.piece("prompt", [(part, ink)], edge=edge) for part in parts]
         if long:
             rest = f"{len(text) - len(shown):,} more characters"
