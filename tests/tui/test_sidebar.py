@@ -182,6 +182,20 @@ async def test_what_follows_enter_at_once_is_no_part_of_the_title() -> None:
         assert app.told == [Sidebar.Renamed(2, f"{TITLES[5]}x")]
 
 
+async def test_what_is_typed_faster_than_the_screen_follows_is_not_lost() -> None:
+    app = List(usual())
+    async with app.run_test(size=SIZE) as pilot:
+        for character in "/bread\r":
+            key = {"/": "slash", "\r": "enter"}.get(character, character)
+            app.rows.post_message(events.Key(key, character))
+        await until(pilot, lambda: app.told)
+        assert app.told == [Sidebar.Opened(3)]
+        for character in "r twice\r":
+            app.rows.post_message(events.Key({" ": "space", "\r": "enter"}.get(character, character), character))
+        await until(pilot, lambda: app.told[1:])
+        assert app.told[1:] == [Sidebar.Renamed(3, "Bread dough that does not rise twice")]
+
+
 async def test_a_click_elsewhere_keeps_the_new_title() -> None:
     app = List(usual())
     async with app.run_test(size=SIZE) as pilot:
@@ -301,10 +315,10 @@ async def test_place_stays_where_the_person_scrolled_by_wheel() -> None:
     async with app.run_test(size=SIZE) as pilot:
         app.rows.scroll_to(y=100, animate=False)
         await pilot.pause()
-        before = app.lines[3:20]
+        before = [line[:28] for line in app.lines[3:20]]
         app.widget.show([chat(999, "New", 0), *many(200)], 999)
         await pilot.pause()
-        assert app.lines[3:20] == before
+        assert [line[:28] for line in app.lines[3:20]] == before
         assert app.widget.marked == 2
 
 

@@ -1,7 +1,7 @@
-"""Files that go with a message, as text: text and code as they are, the text of a PDF's pages, or why it cannot be read.
+"""Files that go with a message, as text: text and code as they are, the text of a PDF's pages, or why there is none.
 
 A PDF is read in a process of its own (`pdf_process`), as the engine does it with chat templates: a file from elsewhere
-can have a parser loop or grow without end, and a process can be limited and killed. It gets the open file, not its name.
+can have a parser loop or grow without end, and a process can be limited and killed. It gets the open file, not a name.
 """
 
 from __future__ import annotations

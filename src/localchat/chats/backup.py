@@ -123,6 +123,13 @@ def write_copy(
         unfinished.with_name(f"{unfinished.name}-journal").unlink(missing_ok=True)
 
 
+def check(file: Path | None = None) -> None:
+    """Read the whole file. Raises `ChatsDamaged` where it is not what SQLite wrote, and other kinds of `ChatsError`."""
+    with closing(Database(file or paths().chats)) as database, database.reading() as db:
+        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise ChatsDamaged(f"{database.file} is damaged: `localchat chats repair` brings back what can be read")
+
+
 def restore(backup: Backup | None, file: Path | None = None) -> Restored:
     """Put a backup (None: an empty file) in the place of the damaged file, with what can still be read from that.
 
@@ -154,15 +161,23 @@ def restore(backup: Backup | None, file: Path | None = None) -> Restored:
 
 def _exchange(file: Path, aside: Path, prepared: Path) -> None:
     """Put `prepared` in the place of `file` at once, so that no program finds none and begins an empty one."""
-    journal = file.with_name(f"{file.name}-journal")
+    journal, journal_aside = file.with_name(f"{file.name}-journal"), aside.with_name(f"{aside.name}-journal")
+    moved: list[tuple[Path, Path]] = []
     try:
-        os.link(file, aside)
-    except OSError:  # a file system without hard links
-        file.rename(aside)
-    # A journal left here would be played into the new file.
-    if journal.exists():
-        journal.rename(aside.with_name(f"{aside.name}-journal"))
-    prepared.replace(file)
+        try:
+            os.link(file, aside)
+        except OSError:  # a file system without hard links
+            file.rename(aside)
+            moved.append((aside, file))
+        # A journal left here would be played into the new file.
+        if journal.exists():
+            journal.rename(journal_aside)
+            moved.append((journal_aside, journal))
+        prepared.replace(file)
+    except OSError:
+        for there, here in moved:
+            there.rename(here)
+        raise
     _sync_folder(file.parent)
 
 

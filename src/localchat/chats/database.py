@@ -27,6 +27,8 @@ from localchat.paths import private_folder
 PATIENCE_S = 5.0
 """How long a statement waits for another program that writes, seconds."""
 
+_SCANT = 1 << 16
+"""Free bytes below which a disk counts as full: less than a transaction may need."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SETUP = (
     "PRAGMA journal_mode = TRUNCATE",  # not WAL: several versions of SQLite can damage a WAL database that two write to
@@ -168,6 +170,8 @@ def translated(error: sqlite3.Error | OSError, file: Path) -> ChatsError:
         if isinstance(error, sqlite3.OperationalError):
             return _damaged(file)
         raise error
+    if code & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and _is_full(file.parent):
+        return _disk_full(file)  # SQLite does not say why it could not make its journal
     match code & 0xFF:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return ChatsLocked(f"another program holds {file}: wait until it is done, or end it, and try again")
@@ -180,6 +184,14 @@ def translated(error: sqlite3.Error | OSError, file: Path) -> ChatsError:
         case sqlite3.SQLITE_IOERR:
             return ChatsError(f"the disk failed to read or write {file}: check its health and free space")
     return ChatsError(f"cannot use {file} ({error}): `localchat chats repair` may help")
+
+
+def _is_full(folder: Path) -> bool:
+    import shutil
+
+    with suppress(OSError):
+        return shutil.disk_usage(folder)[2] < _SCANT
+    return False
 
 
 def _disk_full(file: Path) -> ChatsDiskFull:

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 
+from localchat.chats.columns import text
 from localchat.chats.records import Hit, Kind
 from localchat.chats.schema import spaced
 from localchat.safe_text import safe_line
@@ -78,7 +79,7 @@ def search(db: sqlite3.Connection, typed: str, limit: int, kind: Kind | None) ->
 
 def _terms(typed: str) -> Iterator[tuple[str, bool]]:
     """What is looked for: a word or phrase each, and whether it may be the beginning of a longer word."""
-    parts = list(re.finditer(r'"([^"]*)("?)|([^\s"]+)', typed.replace("\0", " ")[:1000]))
+    parts = list(re.finditer(r'"([^"]*)("?)|([^\s"]+)', text(typed[:1000]).replace("\0", " ")))
     words = [(part[1] if part[3] is None else part[3], not part[2]) for part in parts]
     words = [(word, opened) for word, opened in words if re.search(_WORD, word)]
     for number, (word, opened) in enumerate(words[:_MOST_TERMS], 1):
@@ -89,18 +90,23 @@ class _Folded(dict[int, str]):
     """Each character as the index's tokenizer sees it, one for one: small, without accents."""
 
     def __missing__(self, code: int) -> str:
-        character = chr(code)
-        base = unicodedata.normalize("NFD", character)[0]
-        folded = base.lower()
-        self[code] = result = _ACCENT if unicodedata.combining(character) else folded if len(folded) == 1 else base
-        return result
+        base, *marks = unicodedata.normalize("NFD", chr(code))
+        if not all(map(_is_mark, marks)):
+            base = chr(code)  # a syllable of hangul
+        small = base.lower()
+        self[code] = folded = _ACCENT if _is_mark(base) else small if len(small) == 1 else base
+        return folded
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"
 
 
 _folded = _Folded()
 
 
-def _fold(text: str) -> str:
-    return text.lower() if text.isascii() else text.translate(_folded)
+def _fold(content: str) -> str:
+    return content.lower() if content.isascii() else content.translate(_folded)
 
 
 def _pattern(terms: list[tuple[str, bool]]) -> re.Pattern[str]:

@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 @click.argument("prompt", nargs=-1)
 @MODEL_OPTION
 @SYSTEM_OPTION
-@click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Put this text or PDF file before the prompt.")
-@click.option("-c", "--continue", "go_on", is_flag=True, help="Continue the last question, with its model and settings.")
+@click.option(
+    "-f", "--file", "files", multiple=True, metavar="FILE", help="Put this text or PDF file before the prompt."
+)
+@click.option(
+    "-c", "--continue", "go_on", is_flag=True, help="Continue the last question, with its model and settings."
+)
 @click.option("--chat", "chat", type=int, metavar="ID", help="Continue this chat or question (see `localchat chats`).")
 @click.option("-n", "--no-log", is_flag=True, help="Keep nothing of this question and its answer.")
 @SET_OPTION

@@ -49,7 +49,7 @@ def open_chat(
     """Run the chat until the person leaves it; with `go_on` in the last chat, else in the chat of that number."""
     if go_on and chat is not None:
         raise UsageError("-c goes on with the last chat and --chat with another one: give one of the two")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and (plain or sys.stdout.isatty())):
         raise UsageError("the chat needs a terminal: use `localchat ask` in scripts and pipes")
     engine = engine_at(engine_url or settings().engine)
     if go_on or chat is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "ask": "answer one prompt: for scripts and quick questions",
     "chat": "open the terminal chat (also what `localchat` alone does)",
+    "chats": "list, search, show, export, import and remove your chats",
     "models": "show which models are here, which can be fetched, and which fit this machine",
     "pull": "fetch a model: a catalogue name, owner/repo[:quantization] of a hub, or a URL",
     "import": "take in a GGUF file, or find those that other programs have (--scan)",

@@ -23,7 +23,7 @@ from localchat.settings import is_offline, settings
 from localchat.tui.actions import ACTIONS
 from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.chat import ChatScreen
-from localchat.tui.theme import PAGE
+from localchat.tui.theme import THEMES, WITHOUT_COLOURS, chosen
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
 _CLOSING_S = 5.0
@@ -37,6 +37,7 @@ class ChatApp(App[None], inherit_bindings=False):
     """
 
     TITLE = "localchat"
+    CSS = WITHOUT_COLOURS
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+q", "quit", "Quit", show=False, priority=True, id="quit"),
         Binding("ctrl+z", "suspend_process", "Suspend", show=False, priority=True, id="suspend"),
@@ -53,8 +54,9 @@ class ChatApp(App[None], inherit_bindings=False):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self.register_theme(PAGE)
-        self.theme = PAGE.name
+        for theme in THEMES.values():
+            self.register_theme(theme)
+        self.theme = chosen()
         self.keeper = Keeper()
         self._engine = engine
         self._wanted = wanted

@@ -11,7 +11,20 @@ from datetime import datetime, timedelta
 Clock = Callable[[], datetime]
 
 UNDATED = "Without a date"
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 
 
 def day_group(at: float, now: datetime) -> str:

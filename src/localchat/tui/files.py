@@ -151,8 +151,8 @@ def _of_walk(folder: Path) -> list[str]:
         for entry in _entries(folder / prefix):
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry, follow=False):
-                if entry.name not in _HUGE:
+            if _is_folder(entry):
+                if entry.name not in _HUGE and not entry.is_symlink():
                     waiting.append(f"{prefix}{entry.name}/")
             else:
                 found.append(prefix + entry.name)
@@ -170,7 +170,7 @@ def _below(typed: str, folder: Path, limit: int) -> list[Found]:
     except RuntimeError:  # no such person
         return []
     names = [
-        entry.name + ("/" if _is_folder(entry, follow=True) else "")
+        entry.name + ("/" if _is_folder(entry) else "")
         for entry in _entries(place)
         if rest.startswith(".") or not entry.name.startswith(".")
     ]
@@ -185,9 +185,9 @@ def _entries(folder: Path) -> Sequence[os.DirEntry[str]]:
         return []
 
 
-def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir(follow_symlinks=follow)
+        return entry.is_dir()
     except OSError:
         return False
 

@@ -81,8 +81,10 @@ def lines(overview: Overview, words: str) -> list[Heading | Row | Typed]:
     found: list[Heading | Row | Typed] = []
     if here:
         found += [Heading("On this machine"), *here]
-    if fitting:
-        found += [Heading("To fetch"), *fitting]
+    if best := [row for row in fitting if row.recommended]:
+        found += [Heading("Recommended for this machine"), *best]
+    if rest := [row for row in fitting if not row.recommended]:
+        found += [Heading("To fetch"), *rest]
     if wanted and (large := [row for row in others if row.fits == "no"]):
         found += [Heading("Too large for the memory that is free"), *large]
     name = words.strip()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from localchat.chats.keeper import Keeper
-from localchat.chats.records import Attachment, ChatSettings, Node
+from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Node
 from localchat.chats.reply import Reply
 from localchat.chats.requests import request
 from localchat.chats.store import Chats
@@ -91,6 +92,7 @@ class Session:
         self._exchange: Exchange | None = None
         self._replies: dict[int, Reply] = {}
         self._unkept = 0
+        self._asking = False
         self._written = (-1, -1)
 
     # What it is.
@@ -126,7 +128,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether there is something to look at: an answer, a title or a summary on its way."""
-        return self.running is not None or self.errand is not None
+        return self._asking or self.running is not None or self.errand is not None
 
     # Opening.
 
@@ -139,18 +141,22 @@ class Session:
     async def change(self, settings: ChatSettings) -> None:
         """Other settings from the next request on."""
         self.settings = settings
-        if self.chat is not None and self.keeps:
-            await self._kept(lambda chats, chat=self.chat: chats.set_settings(chat, settings))  # type: ignore[misc]
+        await self._of_chat(lambda chats, chat: chats.set_settings(chat, settings))
 
     # Asking.
 
-    async def ask(
+    def ask(
         self, text: str, attachments: list[Attachment], parent: int | None = None, *, edit: bool = False
-    ) -> None:
+    ) -> Coroutine[object, object, None]:
         """Send a message after the tip; with `edit` beside the message whose parent is `parent`.
 
-        While an answer is on its way, one message waits for its end.
+        While an answer is on its way, one message waits for its end. `busy` from the call on.
         """
+        self._asking = True
+        return self._ask(text, attachments, parent, edit)
+
+    async def _ask(self, text: str, attachments: list[Attachment], parent: int | None, edit: bool) -> None:
+        self._asking = False
         if self.running:
             if self.waiting is None:
                 self.waiting = text, attachments
@@ -174,15 +180,17 @@ class Session:
             self._tell(lambda view: view.added(self._beginning))
         try:
             question, answer = await self._written_down(parent, message, attachments)
-        except ChatsError as error:
-            self.running = None
-            self._tell(lambda view: view.shown())
-            self._tell(lambda view: view.refused(text, attachments, error))
+        except ChatsError as problem:
+            error = problem
+        else:
+            prompt.id = question
+            self._hang(prompt, answer, reply)
+            self._begin(reply, request(self.tree.path(question), self.settings))
+            self._tell(lambda view: view.listed())
             return
-        prompt.id = question
-        self._hang(prompt, answer, reply)
-        self._begin(reply, request(self.tree.path(question), self.settings))
-        self._tell(lambda view: view.listed())
+        self.running = None
+        self._tell(lambda view: view.shown())
+        self._tell(lambda view: view.refused(text, attachments, error))
 
     async def again(self, node: int | None = None) -> None:
         """Another answer to a question (`node`, or the one of the answer `node`; the last one where none is named).
@@ -211,7 +219,7 @@ class Session:
         self._tell(lambda view: view.shown())
 
     def can_go_on(self, node: int) -> str:
-        """ "" where an answer can be continued, else why not."""
+        """Why an answer cannot be continued; "" where it can."""
         target, reply = self.tree.nodes[node], self.reply(node)
         if target.message.role != "assistant":
             return "choose an answer to go on with"
@@ -258,8 +266,7 @@ class Session:
         tip = self.tree.tip_under(siblings[place])
         self.tree.go_to(tip)
         self._tell(lambda view: view.shown(siblings[place]))
-        if self.chat is not None and self.keeps:
-            await self._kept(lambda chats, chat=self.chat: chats.go_to(chat, tip))  # type: ignore[misc]
+        await self._of_chat(lambda chats, chat: chats.go_to(chat, tip))
         return True
 
     async def show_node(self, node: int) -> None:
@@ -267,15 +274,13 @@ class Session:
         if node in self.tree.nodes and all(node != one.id for one in self.tree.path()) and not self.running:
             tip = self.tree.tip_under(node)
             self.tree.go_to(tip)
-            if self.chat is not None and self.keeps:
-                await self._kept(lambda chats, chat=self.chat: chats.go_to(chat, tip))  # type: ignore[misc]
+            await self._of_chat(lambda chats, chat: chats.go_to(chat, tip))
         self._tell(lambda view: view.shown(node))
 
     async def rename(self, title: str) -> None:
         """Give the chat a title. Raises `ChatsError`."""
         self.title, self.titled_by = title, "person"
-        if self.chat is not None and self.keeps:
-            await self._kept(lambda chats, chat=self.chat: chats.rename(chat, title, "person"))  # type: ignore[misc]
+        await self._of_chat(lambda chats, chat: chats.rename(chat, title, "person"))
         self._tell(lambda view: view.listed())
 
     # Errands: what the model is asked beside the conversation.
@@ -327,8 +332,7 @@ class Session:
         def done(text: str) -> None:
             if title := title_from(text):
                 self.title, self.titled_by = title, "model"
-                if self.keeps:
-                    self._keeper.call(lambda chats, chat=self.chat: chats.rename(chat, title, "model"))  # type: ignore
+                self._soon(lambda chats, chat: chats.rename(chat, title, "model"))
                 self._tell(lambda view: view.listed())
 
         self.errand = Errand("naming the chat", self._engine, title_request(path, self.settings), self._clock(), done)
@@ -411,8 +415,7 @@ class Session:
         question, reply = self.tree.nodes[answer.parent], self._replies[answer.id]
         self.tree.remove(answer.id)
         self.tree.remove(question.id)
-        if self.keeps:
-            self._keeper.call(lambda chats, chat=self.chat: chats.withdraw(chat, question.id))  # type: ignore[misc, arg-type]
+        self._soon(lambda chats, chat: chats.withdraw(chat, question.id))
         error = reply.error or LocalchatError("stopped before the message was sent")
         self._tell(lambda view: view.shown())
         self._tell(lambda view: view.refused(question.message.text(), question.attachments, error))
@@ -437,6 +440,15 @@ class Session:
     async def _kept(self, work: Callable[[Chats], T]) -> T:
         return await asyncio.wrap_future(self._keeper.call(work))
 
+    async def _of_chat(self, work: Callable[[Chats, int], object]) -> None:
+        """Have something kept of this chat, where it is kept at all. Raises `ChatsError`."""
+        if (future := self._soon(work)) is not None:
+            await asyncio.wrap_future(future)
+
+    def _soon(self, work: Callable[[Chats, int], T]) -> Future[T] | None:
+        chat = self.chat
+        return self._keeper.call(lambda chats: work(chats, chat)) if chat is not None and self.keeps else None
+
     async def _written_down(
         self, parent: int | None, message: Message, attachments: list[Attachment]
     ) -> tuple[int, int]:
@@ -444,20 +456,21 @@ class Session:
             return self._number(), self._number()
         chat, settings = self.chat, self.settings
 
-        def work(chats: Chats) -> tuple[int, int, int]:
+        def work(chats: Chats) -> tuple[ChatInfo, int, int]:
             with chats.together():
                 number = chat if chat is not None else chats.create(settings)
-                return number, *chats.ask(number, parent, message, attachments, model=settings.model)
+                question, answer = chats.ask(number, parent, message, attachments, model=settings.model)
+                return chats.info(number), question, answer
 
-        self.chat, question, answer = await self._kept(work)
-        if not self.title:
-            self.title = (await self._kept(lambda chats, chat=self.chat: chats.info(chat))).title  # type: ignore
+        info, question, answer = await self._kept(work)
+        self.chat, self.title, self.titled_by = info.id, info.title, info.titled_by
         return question, answer
 
     async def _answered_again(self, question: int) -> int:
         if not self.keeps or self.chat is None:
             return self._number()
-        return await self._kept(lambda chats, chat=self.chat: chats.answer_again(chat, question))  # type: ignore
+        chat = self.chat
+        return await self._kept(lambda chats: chats.answer_again(chat, question))
 
     async def _resumed(self, node: int) -> None:
         if self.keeps and node > 0:

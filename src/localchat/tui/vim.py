@@ -55,13 +55,11 @@ class Vim:
         """Take a key in normal mode; False where it is none of vi's (arrows, Enter, Ctrl+…)."""
         if key == "ctrl+r":
             self._times(self._area.redo)
-            return True
-        if key == "backspace":
+        elif key == "backspace":
             self._move("h")
-            return True
-        if character is None or len(character) != 1 or not character.isprintable():
+        elif character is None or len(character) != 1 or not character.isprintable():
             return False
-        if character.isdecimal() and character.isascii() and (character != "0" or self._count):
+        elif character.isdecimal() and character.isascii() and (character != "0" or self._count):
             self._count += character
         elif self._after_g or character == "g":
             self._go(character)
@@ -173,7 +171,7 @@ class Vim:
 
     def _paste(self, *, after: bool) -> None:
         text = self._register
-        if not text:
+        if not text and not self._register_lines:
             return
         area, count = self._area, self._number()
         row, column = area.cursor_location

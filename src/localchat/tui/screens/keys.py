@@ -104,9 +104,11 @@ def _pressed(action: Action) -> str:
 
 def _entry(pressed: str, action: Action, width: int) -> list[Content]:
     """An action's lines: keys at the left, and what they do, folded beside them."""
-    by_name = f"/{action.slash}" if action.slash else ""
-    label = Content.assemble(action.label, *([("  " + by_name, "$faint")] if by_name and by_name != pressed else []))
-    folded = label.wrap(max(8, width - _KEYS))
+    room = max(8, width - _KEYS)
+    folded = Content(action.label).wrap(room)
+    if action.slash and (by_name := f"  /{action.slash}") and cell_len(folded[-1].plain + by_name) <= room:
+        # Its slash command too, where that takes no line of its own.
+        folded[-1] = Content.assemble(folded[-1], (by_name if not pressed.startswith("/") else "", "$faint"))
     keys = Content.styled(pressed, "$accent")
     if cell_len(pressed) >= _KEYS:
         return [keys, *(Content.assemble(" " * _KEYS, line) for line in folded)]

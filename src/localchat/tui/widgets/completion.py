@@ -80,19 +80,14 @@ class Completion(Widget):
         """Label and note of each choice in view."""
         width = self.content_size.width
         shown = self.choices[self._first : self._first + _ROWS]
-        column = min(max((cell_len(choice.label) for choice in shown), default=0), max(10, width * 2 // 3))
+        labels = [safe_line(choice.label) for choice in shown]
+        column = min(max(map(cell_len, labels), default=0), max(10, width * 2 // 3), width)
+        room = width - column - 2
         lines = []
-        for choice in shown:
-            label = _ending(safe_line(choice.label), min(column, width))
-            room = width - column - 2
+        for choice, label in zip(shown, labels, strict=True):
             note = set_cell_size(safe_line(choice.note), room) if choice.note and room > 0 else ""
-            lines.append(
-                Content.assemble(
-                    (label, "bold $accent" if choice is self.chosen else "$foreground"),
-                    "  " if note else "",
-                    (note, "$muted"),
-                )
-            )
+            style = "bold $accent" if choice is self.chosen else "$foreground"
+            lines.append(Content.assemble((_ending(label, column), style), "  " if note else "", (note, "$muted")))
         return Content("\n").join(lines)
 
     def on_click(self, event: events.Click) -> None:

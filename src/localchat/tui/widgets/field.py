@@ -105,6 +105,12 @@ class Field(TextArea):
         if select or not self.navigator.is_last_wrapped_line(self.cursor_location) or not self._beyond(1):
             super().action_cursor_down(select)
 
+    def _recompute_cursor_offset(self) -> None:
+        # While an undo makes the text shorter, the cursor is still where it was, perhaps beyond the end; if the
+        # scrollbar goes at that moment, Textual asks where the cursor is on the screen, and would fail.
+        location = self.clamp_visitable(self.cursor_location)
+        self._cursor_offset = self.wrapped_document.location_to_offset(location)
+
     # An emoji, or a letter with its accents, can be several code points: the cursor steps over all of them.
 
     def get_cursor_left_location(self) -> Location:

@@ -33,6 +33,16 @@ class LineInput(Input):
         room = _LONGEST - (len(self.value) - abs(end - start))
         super().replace(_one_line(text)[: max(0, room)], start, end)
 
+    async def _on_key(self, event: events.Key) -> None:
+        # Not by its binding, which runs later: what is typed after Enter would be in the line already.
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            await self.action_submit()
+        else:
+            await super()._on_key(event)
+            event.prevent_default()
+
     def _on_paste(self, event: events.Paste) -> None:
         # Textual would take the first line only.
         self.replace(event.text, *self.selection)

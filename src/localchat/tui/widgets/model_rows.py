@@ -24,10 +24,13 @@ _QUANTIZATION, _MEMORY, _WIDE = 84, 66, 66
 
 
 class ModelRows(Rows[Line]):
-    """Models, under headings. `current` is the one that answers now; `download` tells what is on its way."""
+    """Models, under headings. `current` is the one that answers now; `download` tells what is on its way. Where a
+    `starter` is named, its line says what it is.
+    """
 
     def __init__(self, current: str, download: Callable[[str], Download | None]) -> None:
         super().__init__()
+        self.starter = ""
         self._current = current
         self._download = download
 
@@ -46,6 +49,8 @@ class ModelRows(Rows[Line]):
             heading = Content.styled(line.text, "$faint").truncate(width)
             return [Content(""), heading] if row else [heading]
         told, colour = remark(line, self._current, self._download(line.name))
+        if not told and line.name == self.starter:
+            told = "the starter"
         mark = ("› ", "$accent") if marked else ("  ", "")
         if isinstance(line, Typed):
             text = f"fetch {safe_line(line.name)}"

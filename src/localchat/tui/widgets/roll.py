@@ -69,7 +69,8 @@ class Roll:
 
     def at(self, line: int) -> tuple[int, int, int]:
         """The sheet that has a line, which piece of it, and which line of the piece (a gap's lines come first)."""
-        index = min(bisect_right(self._ends, max(0, line)), len(self.sheets) - 1)
+        line = max(0, min(line, self._ends[-1] - 1))
+        index = min(bisect_right(self._ends, line), len(self.sheets) - 1)
         sheet = self.sheets[index]
         self.open(sheet)
         # Opening may have corrected the height: what is above stays where it was.

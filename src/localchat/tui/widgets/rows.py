@@ -159,9 +159,11 @@ class Rows(ScrollView, Generic[R], can_focus=False, inherit_bindings=False):
         width = self.scrollable_content_region.width
         plain = self.get_visual_style("rows--row")
         if not self.rows:
-            lines = Visual.to_strips(self, self.note, max(1, width), None, plain) if self.note else []
-            strip = lines[y] if y < len(lines) else Strip.blank(width, plain.rich_style)
-            return strip.adjust_cell_length(width, plain.rich_style)
+            lines = Visual.to_strips(self, self.note, max(1, width - 1), None, plain) if self.note else []
+            blank = Strip.blank(1, plain.rich_style)
+            return Strip.join([blank, lines[y]] if y < len(lines) else [blank]).adjust_cell_length(
+                width, plain.rich_style
+            )
         line = self.scroll_offset.y + y
         row = self._row_at(line)
         if row is None:

@@ -155,7 +155,7 @@ class SheetView(ScrollView, inherit_bindings=False):
 
     def scroll_by(self, lines: int) -> None:
         """Scroll down (up where negative) at once; the end is held in view from when it is reached."""
-        self.scroll_to(y=self.scroll_offset.y + lines, animate=False)
+        self.scroll_to(y=self.scroll_offset.y + lines, animate=False, force=True)
         if lines > 0 and self.scroll_offset.y >= self.max_scroll_y:
             self.following = True
 

@@ -30,6 +30,7 @@ UNDO_S = 10.0
 _EMPTY = "Nothing here yet.\n\nWrite a message and press Enter: the chat is kept in this list."
 _NO_MATCH = "No title has that.\n\nEsc shows all chats; Ctrl F searches in the messages."
 _KEYS = "n new  r rename  p pin\nd delete  / filter  Esc"
+_EMPTY_KEYS = "Esc back to writing"
 _FILTER_KEYS = "Enter opens\nEsc shows all chats"
 _RENAME_KEYS = "Enter keeps the title\nEsc leaves the old one"
 
@@ -199,6 +200,7 @@ class Sidebar(Widget):
         if in_view or mark is not None or before is None:
             rows.show_marked()
         self._place_title()
+        self._show_keys()
 
     # What the keys do.
 
@@ -238,7 +240,7 @@ class Sidebar(Widget):
             self._title.value = chat.title
             self._title.action_end()
             self._title.display = True
-            self._title.focus()
+            self.screen.set_focus(self._title)
             self._rows.show_marked()
             self._place_title()
             self._show_keys()
@@ -270,7 +272,7 @@ class Sidebar(Widget):
         """Show only the chats whose title has what is typed."""
         self._forget_gone()
         self._filter.display = True
-        self._filter.focus()
+        self.screen.set_focus(self._filter)
         self._show_keys()
 
     def action_leave(self) -> None:
@@ -278,7 +280,6 @@ class Sidebar(Widget):
         if self._renaming is not None:
             self._end_renaming(None)
         elif self._filter.display:
-            self._rows.focus()
             self._close_filter()
         else:
             self.post_message(self.Left())
@@ -318,7 +319,7 @@ class Sidebar(Widget):
         chat, title = self._chats.get(self._renaming or -1), " ".join((typed or "").split())
         self._renaming = None
         if self._title.has_focus:
-            self._rows.focus()
+            self.screen.set_focus(self._rows)
         self._title.display = False
         self._show_keys()
         if chat and title and title != chat.title:
@@ -329,17 +330,33 @@ class Sidebar(Widget):
     def _close_filter(self) -> None:
         if self._filter.display:
             if self._filter.has_focus:
-                self._rows.focus()
+                self.screen.set_focus(self._rows)
             self._filter.display = False
             self._filter.value = ""
             self._fill(self.marked)
             self._show_keys()
 
     def _show_keys(self) -> None:
-        renaming, filtering = self._renaming is not None, self._filter.display
-        self._keys.update(Content(_RENAME_KEYS if renaming else _FILTER_KEYS if filtering else _KEYS))
+        keys = _KEYS if self._rows.rows else _EMPTY_KEYS
+        if self._renaming is not None:
+            keys = _RENAME_KEYS
+        elif self._filter.display:
+            keys = _FILTER_KEYS
+        self._keys.update(Content(keys))
 
     # What the parts tell.
+
+    async def on_key(self, event: events.Key) -> None:
+        """Follow the keys in the order they came, and hand on what was typed for an input before it had the focus."""
+        line = self.screen.focused
+        if isinstance(line, LineInput) and (event.is_printable or event.key in ("enter", "backspace")):
+            # An input keeps these for itself, so they come from the list.
+            event.stop()
+            line.post_message(events.Key(event.key, event.character))
+            return
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if await self.app.run_action(binding.action, self):
+                event.stop()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter as it is typed."""

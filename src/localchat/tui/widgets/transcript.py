@@ -214,17 +214,17 @@ class Transcript(ReadingView):
 
     def on_key(self, event: events.Key) -> None:
         """Give back what is no key of the page."""
-        if event.key in self.screen.active_bindings:
-            return
-        if event.key == "escape":
+        bound = self.screen.active_bindings.get(event.key)
+        if event.key == "escape" and not (bound and bound.node is self):
             event.stop()
             self.post_message(self.Left())
-        elif event.is_printable and event.character:
+        elif event.is_printable and event.character and not bound:
             event.stop()
             self.post_message(self.Typed(event.character))
 
     def on_click(self, event: events.Click) -> None:
         """Open, fold, or walk to a sibling; twice selects a block, three times a message."""
+        event.stop()
         event.prevent_default()
         roll, line = self.roll, event.y + self.scroll_offset.y
         if not roll or not self.sheets or line >= self.virtual_size.height - 1:

@@ -78,7 +78,9 @@ class Sheet:
 
     def find(self, row: int) -> tuple[int, int]:
         """The piece that has line `row` of an open sheet, and which of its lines that is."""
-        ends = self._ends or []
+        ends = self._ends
+        if not ends:
+            return 0, 0
         number = min(bisect_right(ends, row), len(ends) - 1)
         return number, row - (ends[number] - self._pieces[number].height)
 

@@ -1,0 +1,160 @@
+"""kill -9 while answers stream into the file (T3), and several programs at once (T13)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import localchat
+from localchat.chats.store import Chats
+
+_LOST_TOKENS = 200
+"""Tokens come at most every 5 ms, so this is a second: counted so, a machine that stands still loses nothing."""
+
+STREAM = """
+import sys, time
+from pathlib import Path
+from localchat.chats.keeper import Keeper
+from localchat.chats.records import ChatSettings, Outcome
+from localchat.protocol import Message
+
+keeper = Keeper(Path(sys.argv[1]))
+chat = keeper.call(lambda chats: chats.create(ChatSettings())).result()
+tip, number = None, 0
+while True:
+    number += 1
+    words = f"question {number} of {chat} " + "x" * (1 << number % 16)
+    question, tip = keeper.call(lambda chats: chats.ask(chat, tip, Message("user", words))).result()
+    print("asked", question, tip, len(words), flush=True)
+    keeper.follow(tip)
+    text = ""
+    for token in range(number * 40 % 700):
+        text += f"{token} "
+        keeper.write(tip, Message("assistant", text), Outcome())
+        print("wrote", tip, token, flush=True)
+        time.sleep(0.005)
+    keeper.finish(tip, Message("assistant", text + "end"), "done", Outcome()).result()
+    print("done", tip, flush=True)
+"""
+
+TALK = """
+import sys
+from pathlib import Path
+from localchat.chats.keeper import Keeper
+from localchat.chats.records import ChatSettings, Draft, Outcome
+from localchat.protocol import Message
+
+me, rounds = sys.argv[2], int(sys.argv[3])
+keeper = Keeper(Path(sys.argv[1]))
+for number in range(rounds):
+    chat = keeper.call(lambda chats: chats.create(ChatSettings())).result()
+    keeper.call(lambda chats: chats.keep_draft(chat, Draft("draft"))).result()
+    question, answer = keeper.call(lambda chats: chats.ask(chat, None, Message("user", f"{me} asks {number}"))).result()
+    keeper.follow(answer)
+    for token in range(20):
+        keeper.write(answer, Message("assistant", "word " * token), Outcome())
+        assert not keeper.trouble, keeper.trouble
+    assert len(keeper.call(lambda chats: chats.search(f'"{me} asks {number}"')).result()) == 1
+    assert keeper.call(lambda chats: chats.tree(chat).nodes[answer].state).result() == "unfinished"
+    keeper.finish(answer, Message("assistant", f"{me} hears {number}"), "done", Outcome()).result()
+    keeper.call(lambda chats: chats.rename(chat, f"{me} {number}")).result()
+    assert keeper.call(lambda chats: chats.chats()).result()
+    assert not keeper.trouble, keeper.trouble
+keeper.close(30)
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def streaming(file: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    processes = [start(STREAM, file) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def kill_some(file: Path, dice: random.Random, count: int) -> None:
+    """Kill programs that stream into one file at a random moment, and look whether what they said was kept is there."""
+    with streaming(file, count) as processes:
+        for process in processes:
+            assert process.stdout and process.stdout.readline()
+        time.sleep(dice.choice([dice.uniform(0, 0.05), dice.uniform(0, 0.6), dice.uniform(1, 1.5)]))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        said = [line.split() for process in processes for line in (process.communicate()[0]).splitlines()]
+    chats = Chats(file)
+    nodes = {node.id: node for info in chats.chats() for node in chats.tree(info.id).nodes.values()}
+    written: dict[int, int] = {}
+    for line in said:
+        match line:
+            case ["asked", question, answer, length]:
+                assert len(nodes[int(question)].message.text()) == int(length)
+                assert int(answer) in nodes
+            case ["wrote", answer, token]:
+                written[int(answer)] = int(token)
+            case ["done", answer]:
+                assert (nodes[int(answer)].state, nodes[int(answer)].message.text()[-3:]) == ("done", "end")
+    for answer, last in written.items():
+        assert len(nodes[answer].message.text().split()) >= last - _LOST_TOKENS
+    assert not [node for node in nodes.values() if node.state == "unfinished"]
+    chats.close()
+    assert not list(file.parent.glob("writing-*"))
+    database = sqlite3.connect(file)
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    database.close()
+
+
+def test_killed_programs_lose_nothing_that_was_sent(file: Path, dice: random.Random) -> None:
+    for _ in range(8):
+        kill_some(file, dice, 4)
+
+
+@pytest.mark.slow
+def test_killed_programs_lose_nothing_that_was_sent_in_full(tmp_path: Path, dice: random.Random) -> None:
+    for number in range(75):
+        kill_some(tmp_path / str(number // 10) / "chats.db", dice, 4)
+
+
+def four_talk(file: Path, rounds: int) -> None:
+    processes = [start(TALK, file, f"program{number}", rounds) for number in range(4)]
+    try:
+        assert [process.wait(300) for process in processes] == [0] * 4
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    chats = Chats(file)
+    infos = chats.chats()
+    assert {info.title for info in infos} == {f"program{one} {number}" for one in range(4) for number in range(rounds)}
+    for info in infos:
+        me, number = info.title.split()
+        texts = [node.message.text() for node in chats.tree(info.id).path()]
+        assert texts == [f"{me} asks {number}", f"{me} hears {number}"]
+    chats.close()
+
+
+def test_four_programs_write_at_once(file: Path) -> None:
+    four_talk(file, 15)
+
+
+@pytest.mark.slow
+def test_four_programs_write_at_once_for_long(file: Path) -> None:
+    four_talk(file, 200)
