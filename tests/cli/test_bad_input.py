@@ -338,7 +338,8 @@ def test_a_full_data_folder_still_answers(tmp_path: Path, tiny: Path) -> None:
     setup = f"mount -t tmpfs -o size=64k none {home}; dd if=/dev/zero of={home}/fill bs=4k 2>/dev/null; true"
     after = f'"{sys.executable}" -m localchat stop >/dev/null 2>&1'
     done = in_mounts(setup, "ask", "-m", str(tiny), "--max-tokens", "4", "hi", home=home, after=after)
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip()
+    assert done.returncode == 0 and done.stdout.strip()
+    assert done.stderr.startswith("localchat: this question is not kept: the disk") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.usefixtures("mounts")

@@ -23,16 +23,16 @@ WAITING = "no answer"
 
 
 class Stage(App[None]):
-    """`widget` beside a page, or `dialog` over it; `told` is what the widget posted, `answer` what the dialog gave."""
+    """`widget` beside a page, or what `dialog` makes over it; `told` is what the widget posted, `answer` what the dialog gave."""
 
     CSS = "Screen { layers: page over; background: $background; } #page { width: 1fr; padding: 1 2; color: $muted; }"
     ENABLE_COMMAND_PALETTE = False
 
-    def __init__(self, widget: Widget | None = None, dialog: Screen[Any] | None = None, theme: str = "dark") -> None:
+    def __init__(self, widget: Widget | None = None, dialog: Callable[[], Screen[Any]] | None = None) -> None:
         super().__init__()
         for one in THEMES.values():
             self.register_theme(one)
-        self.theme = theme
+        self.theme = "dark"
         self.animation_level = "none"
         self.widget, self.dialog = widget, dialog
         self.told: list[object] = []
@@ -46,7 +46,7 @@ class Stage(App[None]):
 
     def on_mount(self) -> None:
         if self.dialog:
-            self.push_screen(self.dialog, self.take)
+            self.push_screen(self.dialog(), self.take)
         elif self.widget:
             self.widget.focus()
 

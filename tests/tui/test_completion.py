@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual import events
 
 from localchat.tui.commands import Call, Slip, Text, fitting, meaning
 from localchat.tui.widgets.completion import Completion
@@ -29,10 +30,10 @@ def desk(tmp_path: Path) -> Desk:
 
 async def test_an_at_offers_files_and_taking_one_attaches_it(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"see @")
+        desk.field.type("see @")
         await desk.until(pilot, lambda: len(desk.offered) == 3)
         assert desk.offered[0] == "notes.md"
-        await pilot.press(*"smn")
+        desk.field.type("smn")
         await desk.until(pilot, lambda: desk.offered == ["src/main.py", "src/deep er/main.rs"])
         await pilot.press("down", "up", "tab")
         await desk.until(pilot, lambda: desk.composer.attachments)
@@ -43,7 +44,7 @@ async def test_an_at_offers_files_and_taking_one_attaches_it(desk: Desk) -> None
 
 async def test_enter_takes_what_is_chosen_and_does_not_send(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"@main")
+        desk.field.type("@main")
         await desk.until(pilot, lambda: len(desk.offered) == 2)
         await pilot.press("down", "enter")
         await desk.until(pilot, lambda: desk.composer.attachments)
@@ -53,11 +54,11 @@ async def test_enter_takes_what_is_chosen_and_does_not_send(desk: Desk) -> None:
 
 async def test_folders_of_a_path_are_gone_into(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"@./sr")
+        desk.field.type("@./sr")
         await desk.until(pilot, lambda: desk.offered == ["./src/"])
         await pilot.press("tab")
         await desk.until(pilot, lambda: set(desk.offered) == {"./src/main.py", "./src/deep er/"})
-        await pilot.press(*"deep")
+        desk.field.type("deep")
         await desk.until(pilot, lambda: desk.offered == ["./src/deep er/"])
         await pilot.press("tab")
         await desk.until(pilot, lambda: desk.offered == ["./src/deep er/main.rs"])
@@ -68,7 +69,7 @@ async def test_folders_of_a_path_are_gone_into(desk: Desk) -> None:
 
 async def test_a_clicked_file_is_taken(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"@main")
+        desk.field.type("@main")
         await desk.until(pilot, lambda: len(desk.offered) == 2)
         await pilot.click(Completion, offset=(5, 1))
         await desk.until(pilot, lambda: desk.composer.attachments)
@@ -78,13 +79,14 @@ async def test_a_clicked_file_is_taken(desk: Desk) -> None:
 
 async def test_escape_closes_the_list_for_this_word(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"@ma")
+        desk.field.type("@ma")
         await desk.until(pilot, lambda: desk.offered)
         await pilot.press("escape")
         assert (desk.escapes, desk.offered) == ([True], [])
-        await pilot.press(*"in", "escape")
+        desk.field.type("in")
+        await pilot.press("escape")
         assert (desk.escapes, desk.offered) == ([True, False], [])
-        await pilot.press(*" @no")
+        desk.field.type(" @no")
         await desk.until(pilot, lambda: desk.offered == ["notes.md"])
         await pilot.press("escape", "enter")
         assert [m.text for m in desk.of(Composer.Sent)] == ["@main @no"]
@@ -104,7 +106,7 @@ async def test_no_list_where_no_file_is_meant(desk: Desk, text: str) -> None:
 async def test_names_of_files_cannot_drive_the_terminal(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "work" / "evil \x1b[2J\u202e.md").write_text("x")
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"@evil")
+        desk.field.type("@evil")
         await desk.until(pilot, lambda: desk.offered)
         assert "evil ␛[2J" in desk.shown
         await pilot.press("tab")
@@ -114,7 +116,7 @@ async def test_names_of_files_cannot_drive_the_terminal(desk: Desk, tmp_path: Pa
 
 async def test_the_action_of_the_table_opens_the_list(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"see")
+        desk.field.type("see")
         desk.composer.begin_attaching()
         await desk.until(pilot, lambda: len(desk.offered) == 3)
         assert desk.composer.text == "see @"
@@ -140,23 +142,27 @@ async def test_a_slash_offers_commands_and_says_what_they_do(desk: Desk) -> None
 
 async def test_a_command_with_its_argument(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"/sy", "enter")
+        desk.field.type("/sy")
+        await pilot.press("enter")
         assert desk.composer.text == "/system "
-        await pilot.press(*"Be brief.", "ctrl+j", *"Be kind.", "enter")
+        desk.field.type("Be brief.")
+        await pilot.press("ctrl+j", *"Be kind.", "enter")
         assert [(m.name, m.argument) for m in desk.of(Composer.Command)] == [("system", "Be brief.\nBe kind.")]
 
 
 async def test_a_whole_command_is_done_at_once_and_attachments_stay(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
         await desk.paste(pilot, "line\n" * 30)
-        await pilot.press(*"/new", "enter")
+        desk.field.type("/new")
+        await pilot.press("enter")
         assert [(m.name, m.argument) for m in desk.of(Composer.Command)] == [("new", "")]
         assert len(desk.composer.attachments) == 1
 
 
 async def test_a_slip_is_one_sentence_and_the_text_stays(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"/sytem", "enter")
+        desk.field.type("/sytem")
+        await pilot.press("enter")
         assert desk.said == ["there is no command /sytem: perhaps /system is meant; with // it is sent as text"]
         assert desk.composer.text == "/sytem"
         assert desk.posted == []
@@ -200,3 +206,18 @@ def test_commands_that_begin_so_come_first() -> None:
     assert [name for name, _, _ in fitting("e", COMMANDS)] == ["new", "model", "system", "settings", "help"]
     assert [name for name, _, _ in fitting("el", COMMANDS)] == ["model", "help"]
     assert [name for name, _, _ in fitting("s", COMMANDS)] == ["system", "settings"]
+
+
+async def test_keys_that_come_at_once_mean_what_was_typed_before_them(desk: Desk) -> None:
+    async with desk.run_test(size=SIZE) as pilot:
+        for key in (*"/he", "enter", "enter", *"@main", "x"):
+            desk.field.post_message(events.Key("slash" if key == "/" else key, key if len(key) == 1 else None))
+        await desk.until(pilot, lambda: desk.composer.text == "@mainx")
+        assert [m.name for m in desk.of(Composer.Command)] == ["help"]
+        desk.composer.text = ""
+        desk.field.type("@ma")
+        await desk.until(pilot, lambda: len(desk.offered) == 2)
+        for key in (*"in.rs", "tab"):
+            desk.field.post_message(events.Key("full_stop" if key == "." else key, key if len(key) == 1 else None))
+        await desk.until(pilot, lambda: desk.composer.attachments)
+        assert [a.name for a in desk.composer.attachments] == ["main.rs"]

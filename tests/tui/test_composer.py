@@ -139,7 +139,8 @@ async def test_control_characters_become_visible(desk: Desk) -> None:
 async def test_earlier_prompts_lie_beyond_the_first_line_and_the_draft_beyond_the_last(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
         desk.composer.set_history(["one", "two\nlines"])
-        await pilot.press(*"draft", "up")
+        desk.field.type("draft")
+        await pilot.press("up")
         assert desk.composer.text == "two\nlines"
         await pilot.press("up")
         assert desk.composer.text == "two\nlines"
@@ -156,7 +157,8 @@ async def test_earlier_prompts_lie_beyond_the_first_line_and_the_draft_beyond_th
 async def test_what_is_typed_is_looked_for_at_the_beginning_of_earlier_prompts(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
         desk.composer.set_history(["explain this", "translate that", "explain those", "sum up"])
-        await pilot.press(*"expl", "up")
+        desk.field.type("expl")
+        await pilot.press("up")
         assert desk.composer.text == "explain those"
         await pilot.press("up")
         assert desk.composer.text == "explain this"
@@ -167,7 +169,8 @@ async def test_what_is_typed_is_looked_for_at_the_beginning_of_earlier_prompts(d
 async def test_what_was_sent_is_the_latest_prompt(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
         desk.composer.set_history(["one"])
-        await pilot.press(*"two", "enter", "up")
+        desk.field.type("two")
+        await pilot.press("enter", "up")
         assert desk.composer.text == "two"
         await pilot.press("up")
         assert desk.composer.text == "one"
@@ -179,7 +182,7 @@ async def test_what_was_sent_is_the_latest_prompt(desk: Desk) -> None:
 @pytest.mark.parametrize("text", ["line\r\n" * 21, "x" * 2001])
 async def test_a_long_paste_becomes_a_chip(desk: Desk, text: str) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"sum up")
+        desk.field.type("sum up")
         await desk.paste(pilot, text)
         assert "pasted 1" in desk.shown
         assert desk.composer.text == "sum up"
@@ -202,7 +205,7 @@ async def test_a_paste_of_ten_megabytes_arrives_whole(desk: Desk) -> None:
     text = "some words on this line, forty bytes...\n" * 262_144
     async with desk.run_test(size=SIZE) as pilot:
         await desk.paste(pilot, text)
-        await pilot.press(*"typing")
+        desk.field.type("typing")
         assert "pasted 1, 262,144 lines · 10.5 MB" in desk.shown
         assert desk.composer.text == "typing"
         assert desk.composer.attachments[0].text == text
@@ -229,7 +232,8 @@ async def test_a_chip_is_removed_at_the_beginning_of_the_text_and_by_the_mouse(d
     async with desk.run_test(size=SIZE) as pilot:
         for _ in range(3):
             await desk.paste(pilot, "line\n" * 30)
-        await pilot.press(*"ab", "backspace")
+        desk.field.type("ab")
+        await pilot.press("backspace")
         assert [a.name for a in desk.composer.attachments] == ["pasted 1", "pasted 2", "pasted 3"]
         await pilot.press("home", "backspace")
         assert [a.name for a in desk.composer.attachments] == ["pasted 1", "pasted 2"]
@@ -292,7 +296,8 @@ async def test_a_message_waits_for_a_file_that_is_being_read(
     monkeypatch.setattr(attachments, "read", slow)
     async with desk.run_test(size=SIZE) as pilot:
         desk.composer.attach(tmp_path / "slow.pdf")
-        await pilot.press(*"words", "enter")
+        desk.field.type("words")
+        await pilot.press("enter")
         assert desk.said == ["slow.pdf is still being read: send when it is there"]
         assert desk.composer.text == "words"
         go.set()
@@ -306,7 +311,7 @@ async def test_a_pasted_path_is_offered_as_an_attachment(desk: Desk, tmp_path: P
     file = tmp_path / "report.md"
     file.write_text("a report")
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"see ")
+        desk.field.type("see ")
         await desk.paste(pilot, spelt.format(file))
         await desk.until(pilot, lambda: desk.offered == ["Attach report.md"])
         await pilot.press("tab")
@@ -332,11 +337,11 @@ async def test_a_pasted_path_stays_text_when_the_person_goes_on_writing(desk: De
 
 async def test_a_draft_is_kept_and_put_back(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"words")
+        desk.field.type("words")
         await desk.paste(pilot, "line\n" * 30)
         await pilot.pause()
         changes = desk.changes
-        assert changes >= 6
+        assert changes >= 1
         draft = desk.composer.draft()
         assert draft == Draft("words", [Attachment("pasted 1", "line\n" * 30)])
         await pilot.press("enter")
@@ -354,8 +359,8 @@ async def test_a_draft_is_kept_and_put_back(desk: Desk) -> None:
 
 
 async def test_a_message_given_back_stands_before_what_was_typed_since(desk: Desk) -> None:
-    async with desk.run_test(size=SIZE) as pilot:
-        await pilot.press(*"later")
+    async with desk.run_test(size=SIZE):
+        desk.field.type("later")
         desk.composer.give_back("first", [Attachment("a.txt", "A")])
         assert desk.composer.text == "first\nlater"
         assert desk.composer.attachments == [Attachment("a.txt", "A")]
@@ -386,7 +391,8 @@ async def _edited(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     before = os.umask(0)
     try:
         async with desk.run_test(size=SIZE) as pilot:
-            await pilot.press(*"my words", "ctrl+g")
+            desk.field.type("my words")
+            await pilot.press("ctrl+g")
             await desk.until(pilot, lambda: desk.said or desk.composer.text != "my words")
             await desk.workers.wait_for_complete()
     finally:

@@ -73,7 +73,7 @@ def test_chips(look: Callable[..., None], count: int, size: tuple[int, int]) -> 
 @pytest.mark.parametrize("size", [SIZE, (60, 20)], ids=["usual", "small"])
 def test_files(look: Callable[..., None], size: tuple[int, int]) -> None:
     async def play(desk: Desk, pilot: Pilot[None]) -> None:
-        await pilot.press(*"see @com")
+        desk.field.type("see @com")
         await desk.until(pilot, lambda: len(desk.offered) == 3)
         await pilot.press("down")
 
@@ -90,6 +90,7 @@ def test_commands(look: Callable[..., None], size: tuple[int, int]) -> None:
 
 def test_vi(look: Callable[..., None]) -> None:
     async def play(desk: Desk, pilot: Pilot[None]) -> None:
-        await pilot.press(*"some words", "escape", "2", "d")
+        desk.field.type("some words")
+        await pilot.press("escape", "2", "d")
 
     look(play, vim=True)

@@ -39,10 +39,11 @@ def _fill(folder: Path, *names: str) -> None:
         ("composer", ["docs/composer.md", "src/widgets/composer.py", "tests/test_composer.py"]),
         ("COMP", ["docs/composer.md", "src/widgets/composer.py", "tests/test_composer.py"]),
         ("composer.py", ["src/widgets/composer.py", "tests/test_composer.py"]),
+        ("cmpr", ["docs/composer.md", "src/widgets/composer.py", "tests/test_composer.py"]),
         ("wcomp", ["src/widgets/composer.py"]),
         ("src/a", ["src/app.py"]),
         ("rdm", ["README.md"]),
-        ("ab", ["a/b.py"]),
+        ("abc", ["a/b/c.py"]),
         ("zzz", []),
     ],
 )

@@ -15,7 +15,7 @@ from localchat.chats.keeper import Keeper
 from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Node
 from localchat.chats.reply import Reply
 from localchat.chats.store import Chats
-from localchat.errors import ChatsError, UsageError
+from localchat.errors import ChatsDiskFull, ChatsError, UsageError
 from localchat.protocol import Message
 
 _PATIENCE_S = 2.0
@@ -45,6 +45,7 @@ class Log:
         self.chat: int | None = None
         self.keeps = keeps
         self._say = say
+        self._trouble = ""
         self._keeper = Keeper()
         self._asked: Future[tuple[int, int]] | None = None
         self._answer: int | None = None
@@ -83,7 +84,7 @@ class Log:
             pass  # it may still come while the model answers
         except ChatsError as error:
             self._asked = None
-            self._say(f"this question is not kept: {error.message}")
+            self._trouble = f"this question is not kept: {_reason(error)}"
 
     def write(self, reply: Reply, now: float) -> None:
         """The answer as it is now."""
@@ -100,12 +101,21 @@ class Log:
                     self._answer, reply.message(), reply.kept_state(), reply.outcome(time.monotonic())
                 )
                 over.result(_PATIENCE_S)
-        except (TookTooLong, ChatsError) as error:
-            why = self._keeper.trouble or (error.message if isinstance(error, ChatsError) else "")
-            self._say(f"this answer is not kept: {why or 'the disk takes too long'}")
+        except TookTooLong:
+            self._trouble = f"this answer is not kept: {self._keeper.trouble or 'the disk takes too long'}"
+        except ChatsError as error:
+            self._trouble = f"this answer is not kept: {_reason(error)}"
         finally:
             self._keeper.close(_PATIENCE_S)
+        # Where nothing was answered, the reason for that is the one thing to say.
+        if self._trouble and (reply.state != "failed" or reply.text):
+            self._say(self._trouble)
 
     def _take_number(self, patience_s: float) -> None:
         assert self._asked
         self.chat, self._answer = self._asked.result(patience_s)
+
+
+def _reason(error: ChatsError) -> str:
+    """Why it was not kept. No program stays to keep it once there is room."""
+    return error.message.partition(": ")[0] if isinstance(error, ChatsDiskFull) else error.message

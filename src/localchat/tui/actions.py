@@ -104,7 +104,7 @@ ACTIONS = (
     Action("page_down", "pagedown", "Scroll on a page", "scroll('page_down')"),
     Action("top", "ctrl+home", "Go to the beginning", "scroll('top')"),
     Action("bottom", "ctrl+end", "Go to the end, and stay there", "scroll('bottom')"),
-    Action("read", "ctrl+up,alt+up,tab", "Go up into the page, and read by keys", "read"),
+    Action("read", "ctrl+up,alt+up,tab", "Go up into the page, and read by keys", "read", "composer"),
     Action("interrupt", "ctrl+c", "Copy the selection, else stop; twice: quit", "interrupt"),
     Action("palette", "ctrl+p", "Find an action by its name", "app.command_palette"),
     Action("keys", "f1", "All keys", "keys", slash="help"),

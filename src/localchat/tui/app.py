@@ -23,6 +23,7 @@ from localchat.settings import is_offline, settings
 from localchat.tui.actions import ACTIONS
 from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.chat import ChatScreen
+from localchat.tui.terminal import driver
 from localchat.tui.theme import THEMES, WITHOUT_COLOURS, chosen
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
@@ -53,7 +54,7 @@ class ChatApp(App[None], inherit_bindings=False):
         prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__()
+        super().__init__(driver_class=driver())
         for theme in THEMES.values():
             self.register_theme(theme)
         self.theme = chosen()

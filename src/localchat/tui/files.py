@@ -109,7 +109,10 @@ def _rank(wanted: str, name: str) -> _Rank | None:
 
 
 def _span(wanted: str, name: str) -> int | None:
-    """Over how many characters the letters of `wanted` are spread, read from the left; None: they are not there."""
+    """Over how many characters the letters of `wanted` are spread, read from the left; None: they are not there.
+
+    One more where the name does not begin with them.
+    """
     first = at = -1
     for letter in wanted:
         at = name.find(letter, at + 1)
@@ -117,7 +120,7 @@ def _span(wanted: str, name: str) -> int | None:
             return None
         if first < 0:
             first = at
-    return at - first
+    return at - first + (first > 0)
 
 
 def _of_git(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 _LOOKS_PER_SECOND = 4
 
 
+class _FilterLine(LineInput):
+    """Where the person filters. `x` goes to `stops` first, which says whether there was something to stop."""
+
+    def __init__(self, stops: Callable[[], bool], placeholder: str) -> None:
+        super().__init__("", placeholder)
+        self._stops = stops
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "x" and self._stops():
+            event.stop()
+            event.prevent_default()
+        else:
+            await super()._on_key(event)
+
+
 class ModelPicker(ModalScreen[str | None]):
     """Gives the name of a model that is here, to chat with from now on, or None.
 
@@ -41,7 +57,6 @@ class ModelPicker(ModalScreen[str | None]):
         Binding("pagedown", "move_page(1)", "A page on", show=False, priority=True),
         Binding("ctrl+home", "move_to_end(-1)", "The first", show=False, priority=True),
         Binding("ctrl+end", "move_to_end(1)", "The last", show=False, priority=True),
-        Binding("x", "cancel", "Stop the download", show=False, priority=True),
         Binding("escape,f3,ctrl+c", "leave", "Leave", show=False, priority=True),
     ]
 
@@ -74,7 +89,7 @@ class ModelPicker(ModalScreen[str | None]):
         self._overview: Overview | None = None
         self._seen: list[Download] = []
         self._problem = ""
-        self._line = LineInput("", "filter, or OWNER/REPO:QUANT of a hub, or a path to a GGUF file")
+        self._line = _FilterLine(self._cancels, "filter, or OWNER/REPO:QUANT of a hub, or a path to a GGUF file")
         self._header = Static(classes="header", markup=False)
         self._rows = ModelRows(current, downloads.of)
         self._about = Static(classes="about", markup=False)
@@ -188,12 +203,14 @@ class ModelPicker(ModalScreen[str | None]):
 
     # What keys do.
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """`x` is a letter like any other, unless it can stop something."""
-        if action == "cancel":
-            line = self._marked
-            download = self._downloads.of(line.name) if line else None
-            return not self._line.value and download is not None and download.running
+    def _cancels(self) -> bool:
+        """Stop the download of the marked model; False where there is none, or `x` is a letter to filter by."""
+        line = self._marked
+        download = self._downloads.of(line.name) if line else None
+        if self._line.value or not line or not download or not download.running:
+            return False
+        self._downloads.cancel(line.name)
+        self._look_in()
         return True
 
     def action_move(self, by: int) -> None:
@@ -232,12 +249,6 @@ class ModelPicker(ModalScreen[str | None]):
             self.dismiss(line.name)
         else:
             self._downloads.begin(line.name)
-            self._look_in()
-
-    def action_cancel(self) -> None:
-        """Stop the download of the marked model."""
-        if line := self._marked:
-            self._downloads.cancel(line.name)
             self._look_in()
 
     def action_leave(self) -> None:

@@ -273,7 +273,7 @@ class Composer(Vertical):
         return text is not None or by < 0
 
     def _write(self, text: str) -> None:
-        self._offers.close()
+        self._offers.reset()
         self._field.text = clean(text)
         self._field.move_cursor(self._field.document.end)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from localchat.safe_text import safe_line
 from localchat.tui.commands import SlashCommand, fitting
-from localchat.tui.files import Files, Found, pasted_files
+from localchat.tui.files import Files, Found, best, pasted_files
 from localchat.tui.widgets.completion import Choice, Completion
 from localchat.tui.widgets.field import Field
 
@@ -34,7 +34,8 @@ class Offers:
         self._files = Files(folder)
         self._start: tuple[int, int] | None = None
         self._closed: tuple[int, int] | None = None
-        self._wanted: str | None = None
+        self._named: str | None = None  # what was typed of a command
+        self._wanted: str | None = None  # and of a file
         self._searching = False
         self._pasted: tuple[str, list[Path]] | None = None
 
@@ -42,6 +43,9 @@ class Offers:
 
     def take_key(self, key: str) -> bool:
         """Use a key for the list, while it is open."""
+        if key in ("up", "down", "tab", "enter"):
+            # The list may not have heard of the last characters yet, and must not be taken for what it was before them.
+            self.look()
         chosen = self._completion.chosen
         if chosen is None:
             return False
@@ -66,8 +70,13 @@ class Offers:
         self._hide()
         return was_open
 
+    def reset(self) -> None:
+        """The text is another one altogether."""
+        self._start = self._closed = None
+        self._hide()
+
     def _hide(self) -> None:
-        self._wanted = self._pasted = None
+        self._named = self._wanted = self._pasted = None
         self._completion.show(())
 
     # What is offered.
@@ -100,7 +109,9 @@ class Offers:
         self._start = start
 
     def _show_commands(self, typed: str) -> None:
-        self._pasted = None
+        if typed == self._named:
+            return
+        self._named, self._wanted, self._pasted = typed, None, None
         self._completion.show(
             [
                 Choice(command, f"/{command[0]} {command[1]}".rstrip(), command[2])
@@ -110,7 +121,13 @@ class Offers:
 
     def _want(self, typed: str) -> None:
         """Look for files; while that takes place, the newest wish is the one that counts."""
-        self._pasted = None
+        if typed == self._wanted:
+            return
+        self._named = self._pasted = None
+        if self._wanted is not None:
+            # What is shown already fits at once, or goes.
+            shown = {choice.label: choice for choice in self._completion.choices}
+            self._completion.show([shown[label] for label in best(typed, shown, len(shown))])
         self._wanted = typed
         if not self._searching:
             self._searching = True
