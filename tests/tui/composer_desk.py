@@ -11,6 +11,7 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.pilot import Pilot
 
+from localchat.tui.terminal import driver
 from localchat.tui.theme import PAGE
 from localchat.tui.widgets.chips import Chips
 from localchat.tui.widgets.completion import Completion
@@ -33,7 +34,7 @@ class Desk(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "escape", priority=True, show=False)]
 
     def __init__(self, folder: Path, commands: Sequence[tuple[str, str, str]] = COMMANDS, **options: bool) -> None:
-        super().__init__()
+        super().__init__(driver_class=driver())
         self.register_theme(PAGE)
         self.theme = PAGE.name
         self.animation_level = "none"

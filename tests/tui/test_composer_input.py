@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+import sys
+from pathlib import Path
 
 import pytest
+from terminal import Terminal
 from textual import events
 
 from localchat.tui.terminal import InputParser
@@ -58,3 +62,57 @@ def test_alt_enter_of_an_old_terminal() -> None:
     parser._timeout_time = 0.0
     assert [event.key for event in parser.tick() if isinstance(event, events.Key)] == ["alt+enter"]
     assert [event.key for event in parser.feed("\r") if isinstance(event, events.Key)] == ["enter"]
+
+
+_IN_A_TERMINAL = """
+import json, sys
+from pathlib import Path
+from tests.tui.composer_desk import Desk
+
+class Shown(Desk):
+    def on_composer_sent(self, message):
+        with open(sys.argv[1], "a") as out:
+            print(json.dumps([message.text, [a.text for a in message.attachments]]), file=out)
+        self.composer.hint = f"sent {len(message.text)}"
+
+    def on_composer_said(self, message):
+        self.composer.hint = message.text
+
+Shown(Path.cwd()).run()
+"""
+
+
+def test_in_a_real_terminal(tmp_path: Path) -> None:
+    """A paste with a return in it sends nothing, bytes that are no text end nothing, an editor gets the terminal."""
+    editor = tmp_path / "editor"
+    editor.write_text(
+        '#!/bin/sh\ntrap : INT\nstty -a | grep -q "[^-]icanon" || exit 9\necho edits\nread line\n'
+        'printf "%s by hand" "$line" >> "$1"\n'
+    )
+    editor.chmod(0o700)
+    sent = tmp_path / "sent"
+    terminal = Terminal(
+        home=tmp_path / "home",
+        env={"VISUAL": str(editor), "PYTHONPATH": str(Path(__file__).parents[2])},
+        command=[sys.executable, "-c", _IN_A_TERMINAL, str(sent)],
+    )
+    terminal.read_until("Ask anything")
+    terminal.press(f"{BEGIN}ab\x1b[31m\rcd{END}".encode() + b"\xff\xfe" + b"ef\x1b\r")
+    terminal.read_until("ef")
+    terminal.press(b"g\r")
+    terminal.read_until("sent 13")
+    terminal.press(f"{BEGIN}{'x' * 300_000}{END}".encode())
+    terminal.read_until("pasted 1")
+    terminal.press(b"words\x07")
+    terminal.read_until("edits")
+    terminal.press(b"\x03")
+    terminal.press(b" edited\n")
+    terminal.read_until("by hand")
+    terminal.press(b"\r")
+    terminal.read_until("sent 20")
+    terminal.press(b"\x11")
+    assert terminal.end() == 0
+    assert [json.loads(line) for line in sent.read_text().splitlines()] == [
+        ["ab␛[31m\ncd��ef\ng", []],
+        ["words edited by hand", ["x" * 300_000]],
+    ]

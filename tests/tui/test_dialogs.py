@@ -55,7 +55,9 @@ def choose() -> ChooseScreen[int]:
 
 
 def line() -> LineScreen:
-    return LineScreen("Write this chat to", "Why is the sky blue.md", ends_well, "A .md file to read, a .json to import.")
+    return LineScreen(
+        "Write this chat to", "Why is the sky blue.md", ends_well, "A .md file to read, a .json to import."
+    )
 
 
 class Browser:
@@ -386,7 +388,9 @@ async def test_nothing_reaches_the_terminal_as_a_control_sequence() -> None:
         app = Stage(dialog=dialog)
         async with app.run_test(size=(60, 20)) as pilot:
             assert_clean(app)
-            for key in ["enter", *["pagedown", "down"] * 15] if "Link" in str(app.screen) else ["enter", "down", "down"]:
+            for key in (
+                ["enter", *["pagedown", "down"] * 15] if "Link" in str(app.screen) else ["enter", "down", "down"]
+            ):
                 await pilot.press(key)
                 assert_clean(app)
 

@@ -79,7 +79,6 @@ class List(Stage):
 # How it looks.
 
 
-
 @pytest.fixture
 def look(snap_compare: Callable[..., bool]) -> Callable[..., None]:
     def compare(app: List, *keys: str, size: tuple[int, int] = SIZE) -> None:

@@ -102,7 +102,8 @@ class Log:
                 )
                 over.result(_PATIENCE_S)
         except TookTooLong:
-            self._trouble = f"this answer is not kept: {self._keeper.trouble or 'the disk takes too long'}"
+            self._trouble = f"this answer is not kept: {self._keeper.trouble or 'another program holds the file'}"
+            return
         except ChatsError as error:
             self._trouble = f"this answer is not kept: {_reason(error)}"
         finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 from textual import on
@@ -10,7 +13,7 @@ from textual.message import Message
 
 from localchat.chats.records import ChatSettings
 from localchat.client.local import LocalEngine
-from localchat.errors import LocalchatError, NoSuchModel
+from localchat.errors import LocalchatError
 from localchat.protocol import Sampling
 from localchat.protocol import Status as EngineStatus
 from localchat.safe_text import safe_line
@@ -18,6 +21,9 @@ from localchat.tui.downloads import Download, Downloads, describe
 from localchat.tui.exchange import Engine, ask_who_answers, look_at_engine, warm_up
 from localchat.tui.screens.parts import ChatParts
 from localchat.tui.session import settings_with
+
+if TYPE_CHECKING:
+    from localchat.tui.widgets.first_model import FirstModel
 
 _THINKING: tuple[tuple[bool | None, str], ...] = ((None, "as the model likes"), (True, "on"), (False, "off"))
 _LIMITS = ("max_tokens", "context", "gpu_layers")
@@ -30,6 +36,7 @@ class Answering(ChatParts):
     wanted: ChatSettings
     default_model = ""
     memory: int | None = None
+    offers: FirstModel | None = None
 
     @dataclass
     class AnswersAs(Message):
@@ -43,6 +50,9 @@ class Answering(ChatParts):
 
         status: EngineStatus | LocalchatError
 
+    class NoModel(Message):
+        """There is no model on this machine."""
+
     @dataclass
     class Downloaded(Message):
         """A download got on."""
@@ -54,6 +64,16 @@ class Answering(ChatParts):
         self.downloads = Downloads(lambda download: self.post_message(self.Downloaded(download)))
         if not self.wanted.model:
             ask_who_answers(self.engine, lambda model: self.post_message(self.AnswersAs(model)))
+        threading.Thread(target=self._look_for_models, name="models", daemon=True).start()
+
+    def _look_for_models(self) -> None:
+        """On a thread: have the engine warm up, or find that there is no model to load."""
+        from localchat.models import store
+
+        with suppress(LocalchatError):
+            if isinstance(self.engine, LocalEngine) and not self.wanted.model and not store.installed():
+                self.post_message(self.NoModel())
+                return
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -80,20 +100,39 @@ class Answering(ChatParts):
             self.memory = status.resident_bytes
             if status.model and not self.session.settings.model:
                 self.default_model = status.model.name
-        elif isinstance(status, NoSuchModel):
-            self.no_model()
         self._show_model()
 
-    def no_model(self) -> None:
-        """There is no model here yet: offer some."""
-        raise NotImplementedError
+    @on(NoModel)
+    def _no_model(self) -> None:
+        """Offer models in the place of the page that has nothing on it yet."""
+        from localchat.tui.widgets.first_model import FirstModel
+
+        if self.session.items() or self.offers:
+            return
+        self.offers = FirstModel(self.downloads)
+        self.transcript.display = False
+        self.query_one(".desk").mount(self.offers, before=0)
+        if not self.composer.text:
+            self.offers.focus()
+
+    def show_page(self) -> None:
+        """The page again, in the place of what models there are."""
+        if self.offers:
+            self.offers.remove()
+            self.offers = None
+            self.transcript.display = True
+            self.composer.focus()
 
     @on(Downloaded)
     def _downloaded(self, message: Downloaded) -> None:
         download = message.download
         current = self.downloads.current
         self.status.download = describe(current) if current else ""
-        if download.stage == "here":
+        if download.stage == "here" and self.offers:
+            self.show_page()
+            self.warm_up()
+            self.hint(f"{describe(download)}: you can chat now", lasting=True)
+        elif download.stage == "here":
             self.hint(f"{describe(download)}: F3 switches to it", lasting=True)
         elif download.stage == "failed":
             self.hint(describe(download), lasting=True)

@@ -34,6 +34,7 @@ from localchat.tui.widgets.transcript import Transcript
 _LOOKS_PER_SECOND = 25
 _HINT_S = 4.0
 _DRAFT_S = 0.5
+_READING = "↑↓ messages, y copies, e edits, r asks again, ←→ versions, Esc writes"
 
 
 class ChatScreen(Steering, Lists, Answering, Looking):
@@ -157,6 +158,10 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if not self._draft_timer and not self.editing:
             self._draft_timer = self.set_timer(_DRAFT_S, self.keep_draft)
 
+    def on_descendant_focus(self) -> None:
+        """Tell the keys that work now."""
+        self.show_status()
+
     def on_composer_said(self, message: Composer.Said) -> None:
         """Show what the composer has to say."""
         self.hint(message.text)
@@ -256,6 +261,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         """Put the session's page on the screen."""
         page = self.session.items()
         if page:
+            self.show_page()
             self.transcript.show(page, at)
             self.transcript.set_seen(*self.session.first_seen())
         else:
@@ -265,6 +271,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
 
     def added(self, new: list[Item]) -> None:
         """Put new messages at the end of the page."""
+        self.show_page()
         self.transcript.add(*new)
 
     def named(self, node: int) -> None:
@@ -347,6 +354,8 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.status.state = f"{errand.what}: {state_text(errand.reply, now)}"
         else:
             self.status.state = state_text(reply, now) if reply else ""
+        if self.transcript.has_focus and not self.session.busy:
+            self.status.state = _READING
         used = reply.usage.total_tokens if reply and reply.usage else None
         self.status.trouble = self.keeper.trouble if self.session.keeps else ""
         context = reply.context if reply else None

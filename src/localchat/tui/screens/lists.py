@@ -121,6 +121,12 @@ class Lists(ChatParts):
 
     # The list of chats.
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """While the list has the focus, Esc, F2 and the page keys are its own."""
+        if action in ("stop", "edit", "scroll") and self.sidebar and self.sidebar.has_focus_within:
+            return False
+        return super().check_action(action, parameters)
+
     def action_sidebar(self) -> None:
         """Show the list of chats and go there; from there, put it away."""
         if not (self.sidebar and self.sidebar.display):

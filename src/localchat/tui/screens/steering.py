@@ -24,7 +24,7 @@ class Steering(ChatParts):
             return
         if self.session.busy:
             self.session.stop()
-        elif self.transcript.has_focus:
+        elif not self.composer.has_focus_within:
             self.composer.focus()
         else:
             self.leave_edit()
