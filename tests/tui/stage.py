@@ -23,7 +23,7 @@ WAITING = "no answer"
 
 
 class Stage(App[None]):
-    """`widget` beside a page, or what `dialog` makes over it. `told`: what was posted; `answer`: what the dialog gave."""
+    """`widget` beside a page, or what `dialog` makes. `told`: what was posted; `answer`: what the dialog said."""
 
     CSS = "Screen { layers: page over; background: $background; } #page { width: 1fr; padding: 1 2; color: $muted; }"
     ENABLE_COMMAND_PALETTE = False

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import Terminal
 from textual import events
 
 from localchat.tui.terminal import InputParser
+from tests.terminal import Terminal
 
 BEGIN, END = "\x1b[200~", "\x1b[201~"
 NASTY = "a\x1b[31mred\r\x1b[200~ \x1b[I\x1b\x1b[20 and more than thirty-two characters \x1b]52;c;eA==\x07 漢é\nz\x1b"
@@ -96,20 +96,20 @@ def test_in_a_real_terminal(tmp_path: Path) -> None:
         env={"VISUAL": str(editor), "PYTHONPATH": str(Path(__file__).parents[2])},
         command=[sys.executable, "-c", _IN_A_TERMINAL, str(sent)],
     )
-    terminal.read_until("Ask anything")
+    terminal.read_until("sk anything", 20)
     terminal.press(f"{BEGIN}ab\x1b[31m\rcd{END}".encode() + b"\xff\xfe" + b"ef\x1b\r")
-    terminal.read_until("ef")
+    terminal.read_until("ef", 20)
     terminal.press(b"g\r")
-    terminal.read_until("sent 13")
+    terminal.read_until("sent 16", 20)
     terminal.press(f"{BEGIN}{'x' * 300_000}{END}".encode())
-    terminal.read_until("pasted 1")
+    terminal.read_until("pasted 1", 20)
     terminal.press(b"words\x07")
-    terminal.read_until("edits")
+    terminal.read_until("edits", 20)
     terminal.press(b"\x03")
     terminal.press(b" edited\n")
-    terminal.read_until("by hand")
+    terminal.read_until("by hand", 20)
     terminal.press(b"\r")
-    terminal.read_until("sent 20")
+    terminal.read_until("sent 20", 20)
     terminal.press(b"\x11")
     assert terminal.end() == 0
     assert [json.loads(line) for line in sent.read_text().splitlines()] == [

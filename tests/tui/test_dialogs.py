@@ -198,6 +198,16 @@ async def test_an_empty_line_and_leaving() -> None:
         assert app.answer is None
 
 
+async def test_keys_act_in_the_order_they_came() -> None:
+    app = Stage(dialog=lambda: LineScreen("The title of this chat", "old"))
+    async with app.run_test(size=SIZE) as pilot:
+        line = app.screen.query_one(LineInput)
+        for key in ("ctrl+u", "n", "x", "backspace", "e", "w", "home", "a", "enter", "z"):
+            line.post_message(events.Key(key, key if len(key) == 1 else None))
+        await until(pilot, lambda: app.answer != WAITING)
+        assert app.answer == "anew"
+
+
 async def test_a_line_takes_a_paste_of_any_size_as_one_line() -> None:
     app = Stage(dialog=lambda: LineScreen("The title of this chat", "a"))
     async with app.run_test(size=SIZE) as pilot:

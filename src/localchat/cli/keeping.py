@@ -93,6 +93,7 @@ class Log:
 
     def close(self, reply: Reply) -> None:
         """The answer as it ended, if a question was asked, on disk as far as that can be done soon."""
+        patience_s = _PATIENCE_S
         try:
             if self._asked:
                 self._take_number(_PATIENCE_S)
@@ -103,11 +104,11 @@ class Log:
                 over.result(_PATIENCE_S)
         except TookTooLong:
             self._trouble = f"this answer is not kept: {self._keeper.trouble or 'another program holds the file'}"
-            return
+            patience_s = 0.0
         except ChatsError as error:
             self._trouble = f"this answer is not kept: {_reason(error)}"
         finally:
-            self._keeper.close(_PATIENCE_S)
+            self._keeper.close(patience_s)
         # Where nothing was answered, the reason for that is the one thing to say.
         if self._trouble and (reply.state != "failed" or reply.text):
             self._say(self._trouble)

@@ -190,7 +190,8 @@ class _Shown:
         if delta.content:
             if self._part != "answer":
                 seconds = reply.thinking_seconds(now)
-                thought = f" after {seconds:.1f} s of thinking" if self._part == "thinking" and seconds else ""
+                long = self._part == "thinking" and seconds is not None and seconds >= 1
+                thought = f" after {seconds:.0f} s of thinking" if long else ""
                 name = f" ({safe_line(reply.model)})" if reply.model else ""
                 self._begin("answer", f"Model{name}{thought}: ")
             self._write(delta.content)

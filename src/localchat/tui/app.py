@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -81,6 +81,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         """Leave in good order when told to: otherwise the terminal would be left as the chat had set it."""
+        self.app_resume_signal.subscribe(self, self._draw_anew)
         loop = asyncio.get_running_loop()
         for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -89,6 +90,10 @@ class ChatApp(App[None], inherit_bindings=False):
                 if number is not None:
                     loop.add_signal_handler(number, partial(self.exit, return_code=128 + number))
                     self._signals.append(number)
+
+    def _draw_anew(self, _app: App[Any]) -> None:
+        """Back from the shell or an editor: of a screen that was cleared behind its back Textual knows nothing."""
+        self.call_after_refresh(self.screen.refresh)
 
     def on_unmount(self) -> None:
         """Give the signals back, and have on disk what was written last."""

@@ -34,14 +34,14 @@ class LineInput(Input):
         super().replace(_one_line(text)[: max(0, room)], start, end)
 
     async def _on_key(self, event: events.Key) -> None:
-        # Not by its binding, which runs later: what is typed after Enter would be in the line already.
-        if event.key == "enter":
-            event.stop()
-            event.prevent_default()
-            await self.action_submit()
-        else:
-            await super()._on_key(event)
-            event.prevent_default()
+        # Its bindings are followed here and now: on their usual way they could be overtaken by what is typed later.
+        for binding in self._bindings.key_to_bindings.get(event.key, ()):
+            if await self.app.run_action(binding.action, self):
+                event.stop()
+                event.prevent_default()
+                return
+        await super()._on_key(event)
+        event.prevent_default()
 
     def _on_paste(self, event: events.Paste) -> None:
         # Textual would take the first line only.
