@@ -93,6 +93,10 @@ def test_the_help_of_a_command_imports_nothing_heavy(tmp_path: Path, command: st
     assert imported(command, "--help", home=tmp_path) & HEAVY == set()
 
 
+def test_the_list_of_chats_imports_nothing_heavy_but_the_database(tmp_path: Path) -> None:
+    assert imported("chats", "list", home=tmp_path) & HEAVY == KEEPING
+
+
 def test_status_and_stop_import_nothing_heavy(tmp_path: Path) -> None:
     for command in ("status", "stop"):
         assert imported(command, home=tmp_path) & HEAVY == set()

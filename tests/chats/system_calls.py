@@ -1,4 +1,4 @@
-"""System calls of the SQLite library that fail when they are told to: its own hook for tests, reached through ctypes."""
+"""System calls of the SQLite library that fail when told to: by its own hook for tests, reached through ctypes."""
 
 from __future__ import annotations
 

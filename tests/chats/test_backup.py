@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from localchat.chats import backup
-from localchat.chats.backup import Backup, backups, keep_daily, restore
+from localchat.chats.backup import Backup, backups, check, keep_daily, restore
 from localchat.chats.records import Attachment, ChatSettings, Draft, Outcome
 from localchat.chats.store import Chats
 from localchat.errors import ChatsDamaged, ChatsError
@@ -27,7 +27,9 @@ def fill(chats: Chats, count: int, words: str = "word ") -> list[int]:
     with chats.together():
         for number in range(count):
             chat = chats.create(ChatSettings(), title=f"chat {number}")
-            tip = chats.append(chat, None, Message("user", f"{words * 300} first"), attachments=[Attachment("a", "b" * 500)])
+            tip = chats.append(
+                chat, None, Message("user", f"{words * 300} first"), attachments=[Attachment("a", "b" * 500)]
+            )
             tip = chats.append(chat, tip, Message("assistant", words * 500))
             tip = chats.append(chat, tip, Message("user", words * 20))
             chats.append(chat, tip, Message("assistant", f"{words * 500} last"))
@@ -247,6 +249,32 @@ def test_a_restoration_that_fails_leaves_the_file_where_it_was(
     chats.close()
     assert not list(file.parent.glob("*partial*"))
     assert restore(backups(file)[0], file).messages == 0
+
+
+def test_checking_finds_damage_in_tables_and_in_the_index(chats: Chats, file: Path) -> None:
+    fill(chats, 20)
+    check(file)
+    chats._db._connection.execute("DELETE FROM words_data WHERE id = (SELECT max(id) FROM words_data)")
+    chats.close()
+    with pytest.raises(ChatsDamaged, match="repair"):
+        check(file)
+    restored = restore(None, file)
+    assert restored.messages == 80
+    check(file)
+    damage(file, range(30, 40))
+    with pytest.raises(ChatsDamaged):
+        check(file)
+
+
+def test_messages_that_point_in_a_circle_are_taken_apart(chats: Chats, file: Path) -> None:
+    fill(chats, 2)
+    chats._db._connection.execute("UPDATE messages SET parent = 4 WHERE id = 1")
+    chats._db._connection.execute("UPDATE messages SET parent = 3 WHERE id = 6")
+    chats.close()
+    restore(None, file)
+    chats = Chats(file)
+    assert [len(chats.tree(1).path()), len(chats.tree(2).path())] == [4, 3]
+    chats.close()
 
 
 def test_backups_that_cannot_be_read_are_not_offered(chats: Chats, file: Path) -> None:

@@ -55,14 +55,19 @@ def test_markdown_shows_the_path_with_everything_that_belongs_to_it() -> None:
     assert text.startswith("# Rain\n\n2025-11-24 ")
     assert " · m-1b · n-2b · 5 messages\n" in text
     assert "**System prompt**\n\n> Be brief.\n> Be kind.\n" in text
-    assert "## You\n\n**a.md**\n\n````\n```\ncode\n```\n````\n\n**piped in**\n\n```\npiped\n```\n\nWhat is this?\n" in text
-    assert "## Model (m-1b)\n\n<details>\n<summary>Thinking (3.2 s)</summary>\n\nLet me see.\n\n</details>\n\nA **file**.\n" in text
+    assert (
+        "## You\n\n**a.md**\n\n````\n```\ncode\n```\n````\n\n**piped in**\n\n```\npiped\n```\n\nWhat is this?\n" in text
+    )
+    assert "## Model (m-1b)\n\n<details>\n<summary>Thinking (3.2 s)</summary>\n\nLet me see.\n\n</details>\n\n" in text
+    assert "</details>\n\nA **file**.\n" in text
     assert "an old answer" not in text
     assert "half\n\n*(broke off: it broke\u241b[2J)*\n" in text and "\x1b" not in text
 
 
 def test_every_branch_is_shown_once_with_what_it_follows() -> None:
-    tree = Tree([said(1, None, "q"), answer(2, 1, "one"), answer(3, 1, "two"), said(4, 2, "more"), answer(5, 4, "end")], 3)
+    tree = Tree(
+        [said(1, None, "q"), answer(2, 1, "one"), answer(3, 1, "two"), said(4, 2, "more"), answer(5, 4, "end")], 3
+    )
     text = as_markdown(info_of(tree), tree, every_branch=True)
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         "## You (message 1)",
@@ -132,7 +137,10 @@ def whole_chats(draw: st.DrawFn) -> WholeChat:
         pinned=draw(st.booleans()),
         created=draw(st.floats(1, 2e9)),
         settings=ChatSettings(
-            draw(texts), draw(st.none() | texts), Sampling(temperature=draw(st.none() | st.floats(0, 10))), stop=draw(st.lists(texts))
+            draw(texts),
+            draw(st.none() | texts),
+            Sampling(temperature=draw(st.none() | st.floats(0, 10))),
+            stop=draw(st.lists(texts)),
         ),
         tip=draw(st.sampled_from([node.id for node in nodes])) if nodes else None,
         messages=nodes,

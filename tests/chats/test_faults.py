@@ -33,33 +33,37 @@ class Session:
         self.failures: list[ChatsError] = []
 
     def run(self) -> None:
-        chats = self._try(lambda: Chats(self.file)) or self._try(lambda: Chats(self.file))
+        chats = self._try(Chats, self.file) or self._try(Chats, self.file)
         if not chats:
             return
         for number in range(2):
-            chat = self._try(lambda: chats.create(ChatSettings(), title="untitled"))
-            if not chat:
-                continue
-            self.titles[chat] = "untitled"
-            words = f"question {number} " + "long " * 3000 * number
-            self._try(lambda: chats.keep_draft(chat, Draft(words)))
-            asked = self._try(lambda: chats.ask(chat, None, Message("user", words)))
-            if not asked:
-                continue
-            self.known[asked[0]] = words
-            for text in ("so far", "so far and further", "all of the answer"):
-                done = text.startswith("all")
-                state = "done" if done else "unfinished"
-                saved = self._try(lambda: [chats.save(asked[1], Message("assistant", text), state, Outcome())])
-                if saved and done:
-                    self.known[asked[1]] = text
-            if self._try(lambda: [chats.rename(chat, "titled")]):
-                self.titles[chat] = "titled"
+            self.talk(chats, f"question {number} " + "long " * 3000 * number)
         chats.close()
 
-    def _try(self, call: Callable[[], Any]) -> Any:
+    def talk(self, chats: Chats, words: str) -> None:
+        chat = self._try(chats.create, ChatSettings(), title="untitled")
+        if not chat:
+            return
+        self.titles[chat] = "untitled"
+        self._try(chats.keep_draft, chat, Draft(words))
+        asked = self._try(chats.ask, chat, None, Message("user", words))
+        if not asked:
+            return
+        self.known[asked[0]] = words
+        answer = "all of the answer"
+        for text, state in (("all", "unfinished"), ("all of the", "unfinished"), (answer, "done")):
+            failures = len(self.failures)
+            self._try(chats.save, asked[1], Message("assistant", text), state, Outcome())
+            if text == answer and len(self.failures) == failures:
+                self.known[asked[1]] = answer
+        failures = len(self.failures)
+        self._try(chats.rename, chat, "titled")
+        if len(self.failures) == failures:
+            self.titles[chat] = "titled"
+
+    def _try(self, call: Callable[..., Any], *arguments: object, **named: object) -> Any:
         try:
-            return call()
+            return call(*arguments, **named)
         except ChatsError as error:
             self.failures.append(error)
             return None

@@ -100,8 +100,16 @@ def test_the_parts_of_one_chatgpt_answer_become_one(tmp_path: Path) -> None:
         ("pre", "t", gpt("assistant", "Let me look.", at=3)),
         ("call", "pre", gpt("assistant", kind="code", text="print(1)", language="python", recipient="python", at=4)),
         ("out", "call", gpt("tool", kind="execution_output", text="1", at=5)),
-        ("recap", "out", gpt("assistant", kind="reasoning_recap", content="Thought for 8s", metadata={"finished_duration_sec": 8})),
-        ("end", "recap", gpt("assistant", "It is \ue200cite\ue202turn0search1\ue201so.", at=6, metadata={"model_slug": "gpt-5"})),
+        (
+            "recap",
+            "out",
+            gpt("assistant", kind="reasoning_recap", content="Thought for 8s", metadata={"finished_duration_sec": 8}),
+        ),
+        (
+            "end",
+            "recap",
+            gpt("assistant", "It is \ue200cite\ue202turn0search1\ue201so.", at=6, metadata={"model_slug": "gpt-5"}),
+        ),
         tip="end",
     )
     parsed = read(tmp_path, {"conversations": [document]})
@@ -123,7 +131,11 @@ def test_two_ends_of_one_beginning_are_two_answers(tmp_path: Path) -> None:
         ("more", "y", gpt("user", "more")),
     )
     [chat] = read(tmp_path, [document]).chats
-    assert lines(chat)[1:] == [(1, 0, "assistant", "Start.\n\nX"), (2, 0, "assistant", "Start.\n\nY"), (3, 2, "user", "more")]
+    assert lines(chat)[1:] == [
+        (1, 0, "assistant", "Start.\n\nX"),
+        (2, 0, "assistant", "Start.\n\nY"),
+        (3, 2, "user", "more"),
+    ]
 
 
 def test_what_cannot_be_taken_is_counted_and_the_words_beside_it_are_not_lost(tmp_path: Path) -> None:
@@ -160,7 +172,11 @@ def deepseek(**message: Any) -> Json:
 
 
 def test_deepseek_with_fragments(tmp_path: Path) -> None:
-    fragments = [{"type": "THINK", "content": "Hm."}, {"type": "SEARCH", "results": []}, {"type": "RESPONSE", "content": "Yes."}]
+    fragments = [
+        {"type": "THINK", "content": "Hm."},
+        {"type": "SEARCH", "results": []},
+        {"type": "RESPONSE", "content": "Yes."},
+    ]
     document = [
         {
             "id": "x",
@@ -169,7 +185,11 @@ def test_deepseek_with_fragments(tmp_path: Path) -> None:
             "updated_at": "2025-03-01T10:01:00+08:00",
             "mapping": mapping(
                 ("root", None, None),
-                ("1", "root", deepseek(fragments=[{"type": "REQUEST", "content": "Is it?"}], files=[{"file_name": "a"}])),
+                (
+                    "1",
+                    "root",
+                    deepseek(fragments=[{"type": "REQUEST", "content": "Is it?"}], files=[{"file_name": "a"}]),
+                ),
                 ("2", "1", deepseek(fragments=fragments)),
                 ("3", "1", deepseek(fragments=[{"type": "RESPONSE", "content": "No."}])),
             ),

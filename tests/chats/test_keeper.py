@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 import time
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from localchat.chats import backup, keeper as keeping
+from localchat.chats import backup
+from localchat.chats import keeper as keeping
 from localchat.chats.database import Database, connect
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import ChatSettings, Outcome
 from localchat.chats.store import Chats
 from localchat.errors import ChatsDamaged, ChatsDiskFull, ChatsError, ChatsLocked, NoSuchChat
 from localchat.protocol import Message
+from tests.chats.system_calls import library, watched_calls
 from tests.conftest import wait_for
 
 
@@ -134,6 +137,27 @@ def test_trouble_is_told_and_overcome(
     assert (kept(file, answer), keeper.trouble) == (("abcd", "done"), "")
 
 
+@pytest.mark.skipif(library() is None, reason="this Python hides its SQLite")
+def test_a_disk_that_is_full_while_an_answer_streams(keeper: Keeper, file: Path, eager: None) -> None:
+    _, answer = asked(keeper)
+    text = ""
+    with watched_calls() as calls:
+        calls.error, calls.only = errno.ENOSPC, ("pwrite64", "pwrite", "write")
+        calls.failing = range(1 << 30)
+        for number in range(2000):
+            text += f"{number} "
+            keeper.write(answer, answer_of(text), Outcome())
+            if number == 1000:
+                wait_for(lambda: "is full" in keeper.trouble)
+        over = keeper.finish(answer, answer_of(text), "done", Outcome())
+        before = calls.count
+        wait_for(lambda: calls.count > before + 2)
+        assert not over.done() and "is full" in keeper.trouble
+        calls.failing = range(0)
+        over.result(30)
+        assert (kept(file, answer), keeper.trouble) == ((text, "done"), "")
+
+
 def test_an_answer_can_go_on_before_its_end_is_on_disk(keeper: Keeper, file: Path, fault: Fault, eager: None) -> None:
     _, answer = asked(keeper)
     fault.error = ChatsDiskFull("full: make room")
@@ -194,9 +218,7 @@ def test_a_file_that_cannot_be_opened_is_tried_again_with_the_next_call(file: Pa
     keeper.close(5)
 
 
-def test_the_daily_backup_is_made_when_nobody_wants_anything(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_daily_backup_is_made_when_nobody_wants_anything(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "_QUIET_S", 0.01)
     Chats(file).close()
     keeper = Keeper(file)

@@ -123,14 +123,14 @@ def kill_some(file: Path, dice: random.Random, count: int) -> None:
 
 
 def test_killed_programs_lose_nothing_that_was_sent(file: Path, dice: random.Random) -> None:
-    for _ in range(8):
-        kill_some(file, dice, 4)
+    for _ in range(6):
+        kill_some(file, dice, 5)
 
 
 @pytest.mark.slow
 def test_killed_programs_lose_nothing_that_was_sent_in_full(tmp_path: Path, dice: random.Random) -> None:
-    for number in range(75):
-        kill_some(tmp_path / str(number // 10) / "chats.db", dice, 4)
+    for number in range(60):
+        kill_some(tmp_path / str(number // 10) / "chats.db", dice, 5)
 
 
 def four_talk(file: Path, rounds: int) -> None:

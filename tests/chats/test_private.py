@@ -17,7 +17,7 @@ from localchat.chats.store import Chats
 from localchat.protocol import Message
 
 
-@pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
+@pytest.fixture(params=[0o000, 0o022, 0o077])
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param

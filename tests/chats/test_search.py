@@ -81,11 +81,11 @@ def test_what_is_typed_is_found(chats: Chats, typed: str, text: str, marks: list
 
 @pytest.mark.parametrize("typed", ["", " ", '"', '""', "***", "()", "\0", "🙂", "\u0301", '" "', "^", "-", "¨"])
 def test_what_holds_no_word_finds_nothing(chats: Chats, typed: str) -> None:
-    put(chats, "some 🙂 words - * \" ( )")
+    put(chats, 'some 🙂 words - * " ( )')
     assert chats.search(typed) == []
 
 
-@given(st.text(max_size=60) | st.text(st.sampled_from('ab日"*()^:-+{}\\\' \0\ud800é\u0301'), max_size=30))
+@given(st.text(max_size=60) | st.text(st.sampled_from("ab日\"*()^:-+{}\\' \0\ud800é\u0301"), max_size=30))
 @example('a"b')
 @example('"" a ""')
 @example("İ ı ß ﬀ Ǆ")

@@ -36,7 +36,9 @@ def test_a_message_comes_back_as_it_was_sent(chats: Chats, file: Path) -> None:
     wanted = ChatSettings("m", "Be brief.", Sampling(temperature=0.5, seed=7), 9, 2048, ["X"], False, 3, "slide")
     chat = chats.create(wanted)
     files = [Attachment("a.py", "print()\n", 3), Attachment("", "piped \0 in")]
-    question, answer = chats.ask(chat, None, Message("user", "line\r\n\ttwo \0 \x1b[31m 日本", name="me"), files, model="m")
+    question, answer = chats.ask(
+        chat, None, Message("user", "line\r\n\ttwo \0 \x1b[31m 日本", name="me"), files, model="m"
+    )
     outcome = Outcome("m", "stop", usage=Usage(1, 2, 3), timings=Timings(), seed=1 << 62, thinking_ms=1.5)
     chats.save(answer, Message("assistant", "text", "thought"), "stopped", outcome)
     chats.summarise(answer, "in short")
@@ -197,7 +199,7 @@ def test_a_deleted_chat_can_be_restored_for_thirty_days(chats: Chats, file: Path
 
 
 def test_writing_to_a_chat_that_was_deleted_elsewhere_brings_it_back(chats: Chats) -> None:
-    chat, question, answer = started(chats)
+    chat, _question, answer = started(chats)
     chats.delete(chat)
     chats.save(answer, Message("assistant", "half"), "unfinished", Outcome())
     assert chats.chats() == []
@@ -246,7 +248,7 @@ def test_prompts_are_what_was_written_in_chats(chats: Chats) -> None:
 
 
 def test_unknown_numbers_are_named(chats: Chats) -> None:
-    chat, question, answer = started(chats)
+    chat, _question, _answer = started(chats)
     other = started(chats)[1]
     for number in (99, 0, -1, 1 << 70, -(1 << 70)):
         for call in (
@@ -293,8 +295,8 @@ def test_answers_of_a_dead_writer_are_broken_and_those_of_a_living_one_are_not(c
     other = Chats(file)
     assert other.tree(chat).nodes[answer].state == "unfinished"
     assert other.search("zebra") == []
-    assert chats._writer
-    chats._writer._lock.release()  # what the kernel does with the lock of a program that dies
+    assert chats._writers._lock
+    chats._writers._lock.release()  # what the kernel does with the lock of a program that dies
     assert other.tree(chat).nodes[answer].state == "broken"
     assert [hit.node for hit in other.search("zebra")] == [answer]
     other.close()

@@ -80,7 +80,11 @@ def build(script: Path, file: Path) -> None:
 
 
 def layout(database: sqlite3.Connection) -> dict[str, str]:
-    return dict(database.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '%\\_%' ESCAPE '\\'"))
+    return dict(
+        database.execute(
+            "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE '%\\_%' ESCAPE '\\'"
+        )
+    )
 
 
 def check(file: Path, suffix: str = "") -> None:
@@ -164,7 +168,7 @@ def test_a_step_that_fails_leaves_the_file_as_it_was(file: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(schema, "VERSION", 2)
         patch.setattr(schema, "STEPS", {1: lose})
-        with pytest.raises(ChatsError, match="references to nothing"):
+        with pytest.raises(ChatsError, match="are missing"):
             Chats(file)
     check(file)
 

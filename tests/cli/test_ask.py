@@ -218,6 +218,7 @@ def test_a_named_option_wins_over_o(engine: FakeEngine, folder: Path) -> None:
         (("-o", "seed", "-1"), "-o seed: it takes a whole number of at least 0, not '-1'"),
         (("-o", "context", "0"), "-o context: it takes a whole number of at least 1, not '0'"),
         (("-o", "thinking", "maybe"), "thinking takes true or false, not 'maybe'"),
+        (("-o", "overflow", "maybe"), "overflow takes error or slide, not 'maybe'"),
         (("--seed", "x"), "-o seed: it takes a whole number, not 'x'"),
         (("--max-tokens", "0"), "-o max_tokens: it takes a whole number of at least 1, not '0'"),
         (("--temperature", "warm"), "-o temperature: it takes a number, not 'warm'"),

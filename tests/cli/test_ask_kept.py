@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +20,7 @@ from localchat.chats.records import Node
 from localchat.chats.store import Chats
 from localchat.protocol import Message
 from tests.conftest import run_cli, start_cli
-from tests.fake_engine import MODEL, FakeEngine, fail, say, think, wait
+from tests.fake_engine import MODEL, FakeEngine, Pause, fail, say, think, wait
 
 Done = subprocess.CompletedProcess[str]
 
@@ -84,12 +86,53 @@ def test_the_question_is_on_disk_before_the_engine_has_it(engine: FakeEngine, ho
     assert said(kept(home)[0])[1] == ("assistant", "", "broken")
 
 
+def killed_while_answering(home: Path, dice: random.Random) -> None:
+    """Ask, and kill -9 at a random moment; what the engine was asked is there, and what was read a second ago."""
+    with FakeEngine() as engine:
+        text = "".join(f"word{number} " for number in range(400))
+        engine.script(*([*say(piece), Pause(0.01)] for piece in re.findall("....", text)))
+        before = len(kept(home))
+        running = start_cli("ask", "--engine", engine.url, "Where?", home=home)
+        try:
+            running.wait(dice.uniform(0.05, 2.5))
+        except subprocess.TimeoutExpired:
+            running.kill()
+        assert running.stdout
+        shown = running.stdout.read().decode()
+        running.communicate()
+        paths = kept(home)
+        assert len(paths) == before + 1 or not engine.requests
+        if engine.requests:
+            question, answer = paths[-1]
+            assert question.message.text() == "Where?"
+            assert text.startswith(answer.message.text())
+            assert answer.state == "broken"
+            # A piece comes each hundredth of a second at the most, and a save each half one.
+            assert len(shown) - len(answer.message.text()) <= 4 * 110
+
+
+def check_database(home: Path) -> None:
+    with closing(sqlite3.connect(home / "chats" / "chats.db")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_kill_9_loses_no_question_and_a_second_of_the_answer_at_the_most(home: Path, count: int) -> None:
+    seed = int(os.environ.get("LOCALCHAT_TEST_SEED") or random.randrange(1 << 32))
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    for _ in range(count):
+        killed_while_answering(home, dice)
+    if (home / "chats" / "chats.db").exists():
+        check_database(home)
+
+
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(engine: FakeEngine, home: Path) -> None:
     engine.script(say("half an "), wait("never"))
     running = start_cli("ask", "--engine", engine.url, "hi", home=home)
     assert running.stdout and os.read(running.stdout.fileno(), 100) == b"half an "
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    _, err = running.communicate(timeout=20)
     assert (running.returncode, err) == (130, b"")
     assert said(kept(home)[0])[1] == ("assistant", "half an ", "stopped")
 

@@ -28,7 +28,9 @@ def home(tmp_path: Path) -> Path:
     folder = tmp_path / "home"
     with closing(Chats(folder / "chats" / "chats.db")) as chats:
         rain = chats.create(ChatSettings(system="Be brief."), title="About rain")
-        first = chats.append(rain, None, Message("user", "Why does it rain?"), attachments=[Attachment("a.txt", "x\ny\n")])
+        first = chats.append(
+            rain, None, Message("user", "Why does it rain?"), attachments=[Attachment("a.txt", "x\ny\n")]
+        )
         one = chats.append(rain, first, Message("assistant", "Clouds.", "Hm."), outcome=Outcome(model="m-1b"))
         chats.append(rain, first, Message("assistant", "Vapour."), outcome=Outcome(model="m-1b"))
         chats.go_to(rain, one)
@@ -181,9 +183,11 @@ def test_nothing_that_was_said_drives_a_terminal(tmp_path: Path) -> None:
         done = run(*arguments, home=home)
         assert done.returncode == 0 and done.stdout
         assert unsafe(done.stdout) == [] and unsafe(done.stderr) == [], arguments
-    terminal = Terminal("chats", "export", "1", home=home)
-    assert terminal.end() == 0
-    assert unsafe(terminal.output.decode().replace("\r\n", "\n")) == []
+    for arguments in (("search", "findme"), ("show", "1"), ("export", "1")):
+        terminal = Terminal("chats", *arguments, home=home)
+        assert terminal.end() == 0
+        own = terminal.output.decode().replace("\r\n", "\n").replace("\x1b[1m", "").replace("\x1b[0m", "")
+        assert unsafe(own) == [], arguments
 
 
 def test_help_of_every_subcommand_fits_a_terminal(home: Path) -> None:

@@ -86,7 +86,12 @@ def test_a_conversation_has_labels_and_is_kept(engine: FakeEngine, home: Path) -
     assert chat.say("Another?") == f"Thinking...\nModel ({MODEL}): Red.\n\n"
     assert sent(engine) == ["A colour?", "Red.", "Another?"]
     assert chat.leave() == 0
-    assert told(the_chat(home).path()) == [("A colour?", "done"), ("Red.", "done"), ("Another?", "done"), ("Red.", "done")]
+    assert told(the_chat(home).path()) == [
+        ("A colour?", "done"),
+        ("Red.", "done"),
+        ("Another?", "done"),
+        ("Red.", "done"),
+    ]
     assert the_chat(home).path()[1].message.reasoning_content == "Hm."
 
 
@@ -132,22 +137,11 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_and_it_can_be_continued(engine: Fa
     chat = Plain(engine, home)
     chat.terminal.press(b"hi\n")
     chat.terminal.read_until("half an")
-    # Some sandboxes lose a Ctrl+C: it is pressed until it is heard.
-    seen = len(chat.terminal.output)
-
-    def stopped() -> bool:
-        chat.terminal.press(b"\x03")
-        chat.terminal._read(0.3)
-        return b"[stopped]" in chat.terminal.output[seen:]
-
-    wait_for(stopped)
+    chat.terminal.press(b"\x03")
+    chat.terminal.read_until("[stopped]\r\n\r\nYou: ")
     assert told(the_chat(home).path()) == [("hi", "done"), ("half an ", "stopped")]
     engine._scripts[:] = []
     engine.script(say("answer."))
-    # Each Ctrl+C too many gets a word of its own: the end of all that is marked by an answer.
-    chat.terminal.press(b"/think on\n")
-    chat.terminal.read_until("[thinking is on")
-    chat.until_prompt()
     assert f"Model ({MODEL}): answer." in chat.say("/continue")
     assert engine.requests[-1].localchat is None or engine.requests[-1].localchat.continue_final
     assert sent(engine) == ["hi", "half an "]

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.pilot import Pilot
 
 from localchat.tui.terminal import driver
-from localchat.tui.theme import PAGE
+from localchat.tui.theme import DARK
 from localchat.tui.widgets.chips import Chips
 from localchat.tui.widgets.completion import Completion
 from localchat.tui.widgets.composer import Composer
@@ -24,6 +24,7 @@ COMMANDS = (
     ("system", "TEXT", "Set the system prompt of this chat"),
     ("settings", "", "System prompt, sampling, presets"),
     ("help", "", "All keys"),
+    ("attach", "FILE", "Attach a file"),
 )
 
 
@@ -35,8 +36,8 @@ class Desk(App[None]):
 
     def __init__(self, folder: Path, commands: Sequence[tuple[str, str, str]] = COMMANDS, **options: bool) -> None:
         super().__init__(driver_class=driver())
-        self.register_theme(PAGE)
-        self.theme = PAGE.name
+        self.register_theme(DARK)
+        self.theme = DARK.name
         self.animation_level = "none"
         self.composer = Composer(commands, folder=folder, **options)
         self.composer.cursor_blink = False

@@ -11,7 +11,7 @@ from localchat.chats.records import Attachment
 from localchat.chats.reply import Reply
 from localchat.protocol import Choice, Chunk, Delta
 from localchat.tui.conversation import Item, Prompt
-from localchat.tui.theme import PAGE
+from localchat.tui.theme import DARK
 from localchat.tui.typeset import Typesetter
 from localchat.tui.widgets.transcript import Transcript
 
@@ -41,8 +41,8 @@ class PageApp(App[None]):
 
     def __init__(self, **options: object) -> None:
         super().__init__()
-        self.register_theme(PAGE)
-        self.theme = PAGE.name
+        self.register_theme(DARK)
+        self.theme = DARK.name
         self.animation_level = "none"
         self.page = Transcript("fake-1b", False, **options)  # type: ignore[arg-type]
         self.told: list[object] = []

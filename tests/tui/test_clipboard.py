@@ -1,4 +1,4 @@
-"""Copying: with which helper, through which terminal, and what of the text. The helpers are programs of ours on PATH."""
+"""Copying: with which helper, through which terminal, and what of the text. The helpers are programs of our own."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ async def test_a_helper_gets_the_text_through_a_pipe(
         monkeypatch.setenv(key, value)
     got = helper(machine, name)
     text = "Grüße 漢字\n" * 20_000
-    assert await copied(text) == (f"copied with {name}", "")
+    said, sequence = await copied(text)
+    assert said.startswith(f"copied with {name}") and not sequence
+    assert ("hands it to its terminal" in said) == (name == "tmux")
     assert got.read_bytes().decode(encoding) == text
     assert "Gr" not in (machine / "arguments").read_text()
 

@@ -128,7 +128,7 @@ async def test_the_action_of_the_table_opens_the_list(desk: Desk) -> None:
 async def test_a_slash_offers_commands_and_says_what_they_do(desk: Desk) -> None:
     async with desk.run_test(size=SIZE) as pilot:
         await pilot.press("/")
-        assert desk.offered == ["/new", "/model [NAME]", "/system TEXT", "/settings", "/help"]
+        assert desk.offered == ["/new", "/model [NAME]", "/system TEXT", "/settings", "/help", "/attach FILE"]
         await pilot.press("s")
         assert desk.offered == ["/system TEXT", "/settings"]
         assert "Set the system prompt" in desk.shown
@@ -148,6 +148,22 @@ async def test_a_command_with_its_argument(desk: Desk) -> None:
         desk.field.type("Be brief.")
         await pilot.press("ctrl+j", *"Be kind.", "enter")
         assert [(m.name, m.argument) for m in desk.of(Composer.Command)] == [("system", "Be brief.\nBe kind.")]
+
+
+async def test_a_file_is_attached_by_command(desk: Desk) -> None:
+    async with desk.run_test(size=SIZE) as pilot:
+        desk.field.type("/attach src/deep er/main.rs")
+        await pilot.press("enter")
+        await desk.until(pilot, lambda: desk.composer.attachments)
+        assert [a.name for a in desk.composer.attachments] == ["main.rs"]
+        desk.field.type("/attach ~nobody-of-that-name/x")
+        await pilot.press("enter")
+        await desk.until(pilot, lambda: desk.said)
+        desk.field.type("/attach")
+        await pilot.press("enter")
+        await desk.until(pilot, lambda: len(desk.offered) == 3)
+        assert desk.composer.text == "@"
+        assert desk.of(Composer.Command) == []
 
 
 async def test_a_whole_command_is_done_at_once_and_attachments_stay(desk: Desk) -> None:

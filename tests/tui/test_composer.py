@@ -412,6 +412,22 @@ async def test_the_text_is_edited_in_a_private_file_that_goes_away(
     assert list((paths().state / "editing").iterdir()) == []
 
 
+async def test_a_text_too_long_to_be_edited_here_becomes_an_attachment(
+    desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor.write_text("#!/bin/sh\nhead -c 30000 /dev/zero | tr '\\0' x > \"$2\"\n")
+    await _edited(desk, monkeypatch)
+    assert desk.composer.draft() == Draft("", [Attachment("pasted 1", "x" * 30_000)])
+    assert desk.said == ["the text is too long to be edited here: it is attached"]
+
+
+async def test_so_does_a_draft(desk: Desk) -> None:
+    async with desk.run_test(size=SIZE):
+        desk.composer.put(Draft("x" * 30_000, [Attachment("a", "A")]))
+        assert desk.composer.text == ""
+        assert [a.name for a in desk.composer.attachments] == ["a", "pasted 1"]
+
+
 async def test_an_editor_that_fails_changes_nothing(desk: Desk, editor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODE", "3")
     await _edited(desk, monkeypatch)

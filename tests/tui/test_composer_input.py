@@ -86,7 +86,8 @@ def test_in_a_real_terminal(tmp_path: Path) -> None:
     """A paste with a return in it sends nothing, bytes that are no text end nothing, an editor gets the terminal."""
     editor = tmp_path / "editor"
     editor.write_text(
-        '#!/bin/sh\ntrap : INT\nstty -a | grep -q "[^-]icanon" || exit 9\necho edits\nread line\n'
+        '#!/bin/sh\ntrap : INT\nstty -a | grep -q "[^-]icanon" || exit 9\necho edits\n'
+        "until IFS= read -r line; do :; done\n"
         'printf "%s by hand" "$line" >> "$1"\n'
     )
     editor.chmod(0o700)

@@ -152,6 +152,20 @@ async def test_choose(keys: str, answer: int | None) -> None:
         assert app.answer == answer
 
 
+async def test_what_comes_unasked_takes_nothing_that_was_being_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("localchat.tui.screens.choose.monotonic", lambda: now)
+    app = Stage(dialog=lambda: ChooseScreen("The window is full.", CHOICES, unasked=True))
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press(*"some", "enter")
+        now += 0.5
+        await pilot.press("m")
+        assert app.answer == WAITING
+        now += 1
+        await pilot.press("m")
+        assert app.answer == 2
+
+
 async def test_choose_where_there_is_hardly_room() -> None:
     app = Stage(dialog=choose)
     async with app.run_test(size=(40, 10)) as pilot:
@@ -386,27 +400,39 @@ def test_without_a_desktop_nothing_is_started(desktop: Callable[[str], Path], mo
 
 async def test_nothing_reaches_the_terminal_as_a_control_sequence() -> None:
     everything = " ".join(PAYLOADS)
-    choices = [Choice("a", payload, payload, None) for payload in PAYLOADS[::7]]
+    choices = [Choice("a", payload, payload, None) for payload in PAYLOADS[::12]]
     dialogs: list[Callable[[], Screen]] = [
-        lambda: ConfirmScreen(everything[:300], everything, yes=everything, no=everything),
-        lambda: ChooseScreen(everything[:300], choices, everything[:500]),
-        lambda: LineScreen(everything[:300], everything, lambda text: everything, everything[:300]),
-        lambda: LinkScreen([*PAYLOADS, *(f"https://a.example/{payload}" for payload in PAYLOADS)]),
-        lambda: LinkScreen([f"https://{payload}.example/" for payload in PAYLOADS]),
+        lambda: ConfirmScreen(everything[:300], everything[300:900], yes=everything, no=everything),
+        lambda: ChooseScreen(everything[900:1000], choices, everything[1000:1300]),
+        lambda: LineScreen(everything[:200], everything, lambda text: everything[200:500], everything[500:600]),
+        lambda: LinkScreen([*PAYLOADS[::9], *(f"https://a.example/{payload}" for payload in PAYLOADS[::9])]),
     ]
     for dialog in dialogs:
         app = Stage(dialog=dialog)
         async with app.run_test(size=(60, 20)) as pilot:
             assert_clean(app)
-            for key in (
-                ["enter", *["pagedown", "down"] * 15] if "Link" in str(app.screen) else ["enter", "down", "down"]
-            ):
+            for key in ("down", "pagedown", "enter"):
                 await pilot.press(key)
                 assert_clean(app)
 
 
+async def test_whatever_stands_in_a_line_is_clean() -> None:
+    app = Stage(dialog=lambda: LineScreen("The title of this chat", "\x1b[2J"))
+    async with app.run_test(size=(60, 20)) as pilot:
+        line = app.screen.query_one(LineInput)
+        assert "␛[2J" in app.shown
+        for payload in PAYLOADS[::4]:
+            line.value = payload
+            assert_clean(app)
+            line.post_message(events.Paste(payload))
+            await pilot.pause()
+            assert_clean(app)
+
+
 async def test_every_link_of_the_corpus_is_drawn_clean() -> None:
-    app = Stage(dialog=lambda: LinkScreen([*PAYLOADS, *(f"https://a.example/{payload}" for payload in PAYLOADS)]))
+    hosts = [f"https://{payload}.example/" for payload in PAYLOADS]
+    links = [*PAYLOADS, *hosts, *(f"https://a.example/{payload}" for payload in PAYLOADS)]
+    app = Stage(dialog=lambda: LinkScreen(links))
     async with app.run_test(size=(60, 20)):
         rows = app.screen.query_one(LinkRows)
         for top in range(0, int(rows.max_scroll_y), 11):

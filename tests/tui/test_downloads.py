@@ -15,14 +15,22 @@ import pytest
 
 from localchat.errors import DoesNotFit, FetchError, LocalchatError, NoSuchModel
 from localchat.models import store
+from localchat.paths import paths
 from localchat.settings import settings
 from localchat.tui.downloads import Download, Downloads, describe
 from tests.conftest import wait_for
 from tests.escapes import PAYLOADS, unsafe
 from tests.loopback_hub import Fault, LoopbackHub
-from tests.models.conftest import FILE, REPO, Offer, bigger, home, hub, offer, place, quick, tiny  # noqa: F401
+from tests.models.conftest import FILE, REPO, Offer, bigger, forget, hub, offer, place, quick, tiny  # noqa: F401
 
 RATE = 1_000_000  # bytes/s: a file of 4 MB takes long enough to be stopped
+
+
+@pytest.fixture
+def home(own_home: None) -> Path:
+    """The folder of every test here, which the models' own fixtures ask for."""
+    forget()
+    return paths().config
 
 
 class Watch:

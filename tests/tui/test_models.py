@@ -20,6 +20,7 @@ from textual.pilot import Pilot
 from localchat.errors import UsageError
 from localchat.models import store
 from localchat.models.overview import Row
+from localchat.paths import paths
 from localchat.settings import settings
 from localchat.tui.downloads import Download, Downloads
 from localchat.tui.model_list import Heading, Overview, Typed, about, lines, look, path_typed, recommended
@@ -29,7 +30,7 @@ from localchat.tui.widgets.first_model import FirstModel
 from localchat.tui.widgets.model_rows import ModelRows
 from tests.escapes import PAYLOADS, unsafe
 from tests.loopback_hub import LoopbackHub
-from tests.models.conftest import FILE, REPO, Offer, bigger, home, hub, offer  # noqa: F401
+from tests.models.conftest import FILE, REPO, Offer, bigger, forget, hub, offer  # noqa: F401
 
 GB = 1_000_000_000
 SIZES = [(100, 32), (60, 20), (200, 50)]
@@ -54,6 +55,13 @@ ROWS = (
 )
 OVERVIEW = Overview(ROWS, "smollm2-135m", 12 * GB, True)
 EMPTY = Overview((row("smollm2-135m", 0.098, 0.217, 84), *ROWS[2:]), "smollm2-135m", 12 * GB, False)
+
+
+@pytest.fixture
+def home(own_home: None) -> Path:
+    """The folder of every test here, which the models' own fixtures ask for."""
+    forget()
+    return paths().config
 
 
 class Stage(App[None]):

@@ -18,10 +18,11 @@ from localchat.tui.widgets.pieces import Inks, Paper, Piece, guessed_lines, plai
 
 STYLE = Style(color="white")
 PIECES = st.sampled_from(
-    ["word ", "\n", "\n\n", "- item\n", "```py\n", "```\n", "| a | b |\n|---|---|\n| 1 | 2 |\n", "# Head\n", "> q\n"]
-    + "[text][1] |[1]: https://example.org/one\n".split("|")
-    + ["x = 1\n" * 40, "漢字" * 30]
-)
+    [
+        "word ", "\n", "\n\n", "- item\n", "```py\n", "```\n", "| a | b |\n|---|---|\n| 1 | 2 |\n", "# Head\n", "> q\n",
+        "[text][1] ", "[1]: https://example.org/one\n", "x = 1\n" * 40, "漢字" * 30,
+    ]
+)  # fmt: skip
 
 
 def paper(width: int = 60) -> Paper:

@@ -8,6 +8,7 @@ from textual.pilot import Pilot
 
 from localchat.chats.store import Chats
 from localchat.tui.screens.find import FindScreen, HitRows
+from localchat.tui.screens.links import LinkScreen
 from localchat.tui.widgets.chat_rows import UNDO
 from localchat.tui.widgets.sidebar import Sidebar
 from tests.tui.conftest import Bench
@@ -107,3 +108,16 @@ async def test_find_with_words_from_the_composer(bench: Bench) -> None:
         assert bench.current.screen.query_one(HitRows).rows[0].title.startswith("Which herb")
         await pilot.press("enter")
         await bench.until(pilot, lambda: "Basil, of course." in bench.shown)
+
+
+async def test_the_links_of_an_answer(bench: Bench) -> None:
+    bench.engine.script(say("See [Rayleigh](https://example.org/rayleigh) or [this](https://аррӏе.com/)."))
+    async with bench.app().run_test(size=(110, 30)) as pilot:
+        await bench.ask(pilot, "Where can I read on?")
+        await bench.answered(pilot)
+        await pilot.press("ctrl+up", "u")
+        await bench.until(pilot, lambda: isinstance(bench.current.screen, LinkScreen))
+        assert "https://example.org/rayleigh" in bench.shown
+        assert "xn--80ak6aa92e.com" in bench.shown
+        await pilot.press("escape")
+        assert bench.current.screen is bench.screen

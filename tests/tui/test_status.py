@@ -77,7 +77,7 @@ def test_every_state_in_words(made: Reply, text: str) -> None:
 
 
 def test_the_persons_own_keys_are_named() -> None:
-    paths().settings.parent.mkdir(parents=True)
+    paths().settings.parent.mkdir(parents=True, exist_ok=True)
     paths().settings.write_text('[keys]\nagain = "ctrl+y,f9"\ngo_on = ""\n')
     settings.cache_clear()
     assert state_text(ended("stopped", said("a")), 0.0) == "stopped, Ctrl Y asks again"

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fake_engine import say, think, usage
 from textual.app import App, ComposeResult
 from textual.color import Color
+from textual.filter import NoColor
+from textual.pilot import Pilot
 from textual.widgets import Static, TextArea
 
+from localchat.client import engine_at
 from localchat.paths import paths
 from localchat.settings import settings
 from localchat.tui import theme as themes
+from localchat.tui.app import ChatApp
 from localchat.tui.theme import THEMES, WITHOUT_COLOURS
+from localchat.tui.widgets.field import Field
+from tests.tui.conftest import Bench
+from tests.tui.test_views import ANSWER, QUESTION
 
 TEXT = ["foreground", "muted", "accent", "error", "success"]
 CODE = ["code-string", "code-number", "code-name", "code-comment"]
@@ -83,7 +92,8 @@ def test_no_colours_but_in_one_place() -> None:
     found = {
         file.name: hits
         for file in folder.rglob("*.py")
-        if file.name != "theme.py" and (hits := re.findall(r"#[0-9a-fA-F]{6}\b|\bansi_\w+|\brgba?\(", file.read_text()))
+        if file.name != "theme.py"
+        and (hits := re.findall(r"#[0-9a-fA-F]{6}\b|\bansi_(?!color)\w+|\brgba?\(", file.read_text()))
     }
     assert not found
 
@@ -113,18 +123,20 @@ def test_a_spoilt_file_is_no_matter(content: bytes) -> None:
 
 
 def test_a_choice_that_cannot_be_kept_is_no_matter() -> None:
-    paths().state.parent.mkdir(parents=True, exist_ok=True)
-    paths().state.write_text("in the way of the folder")
+    (paths().state / "theme.json").mkdir(parents=True)
     themes.remember("light")
     assert themes.chosen() == "dark"
 
 
 def test_no_colours_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "")  # empty counts as not set
     assert not themes.is_colourless()
     monkeypatch.setenv("NO_COLOR", "1")
+    assert themes.is_colourless()
     themes.remember("light")
-    assert themes.chosen() == "ansi"
+    with_it = ChatApp(engine_at("http://127.0.0.1:9"))
+    assert (with_it.theme, themes.chosen()) == ("ansi", "light")
+    assert any(isinstance(one, NoColor) for one in with_it._filters)
+    with_it.keeper.close(1)
 
 
 class Sample(App[None]):
@@ -164,6 +176,44 @@ def test_the_look_of(name: str, snap_compare: Callable[..., bool]) -> None:
     assert snap_compare(Sample(name), terminal_size=(60, 20))
 
 
+@pytest.mark.parametrize("name", [*THEMES])
+def test_a_conversation_in(name: str, bench: Bench, snap_compare: Callable[..., bool]) -> None:
+    bench.engine.script(think("The person asks about the sky."), say(ANSWER), usage(1240, 210, context=8192))
+
+    async def play(pilot: Pilot[None]) -> None:
+        await bench.until(pilot, lambda: "will answer" in bench.shown)
+        bench.screen.query_one(Field).cursor_blink = False
+        await bench.ask(pilot, QUESTION)
+        await bench.answered(pilot)
+        for _ in range([*THEMES].index(name)):
+            await pilot.press("f8")
+        await bench.until(pilot, lambda: bench.current.theme == name)
+        bench.screen.hint("")
+        await pilot.pause()
+
+    assert snap_compare(bench.app(), terminal_size=(100, 40), run_before=play)
+
+
+async def test_the_key_goes_on_to_the_next_and_it_is_kept(bench: Bench) -> None:
+    bench.engine.script(say(ANSWER))
+    async with bench.app().run_test(size=(100, 40)) as pilot:
+        await bench.ask(pilot, QUESTION)
+        await bench.answered(pilot)
+        for name, after in pairwise(COLOURED):
+            await pilot.press("f8")
+            await bench.until(pilot, lambda: bench.current.theme == after)  # noqa: B023
+            await pilot.pause()
+            drawn = {
+                style.color.triplet.hex
+                for strip in bench.current.screen._compositor.render_strips()
+                for _, style, _ in strip
+                if style and style.color and style.color.triplet
+            }
+            # Nothing is left of the theme before.
+            assert not drawn & {THEMES[name].accent, *(THEMES[name].variables[role] for role in ["muted", *CODE])}
+    assert themes.chosen() == "contrast"
+
+
 async def test_switched_at_once() -> None:
     app = Sample("dark")
     async with app.run_test() as pilot:
@@ -177,7 +227,7 @@ async def test_switched_at_once() -> None:
 
 async def test_nothing_but_attributes_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    app = Sample(themes.chosen())
+    app = Sample("ansi")
     async with app.run_test(size=(60, 20)) as pilot:
         await pilot.pause()
         selected = False

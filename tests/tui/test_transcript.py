@@ -334,6 +334,20 @@ async def test_reading_by_keys() -> None:
         assert app.page.current.node == 100 and app.page.following
 
 
+async def test_who_comes_back_to_the_page_reads_at_its_end() -> None:
+    app = PageApp()
+    async with app.run_test(size=SIZE) as pilot:
+        app.page.show(chat(2, "ok"))
+        app.page.focus()
+        app.page.move(-2, "message")
+        assert app.page.current and app.page.current.node == 2
+        app.screen.set_focus(None)
+        app.page.add(*chat(1, "new"))
+        app.page.focus()
+        await pilot.pause()
+        assert app.page.current.node == 2 and app.page.current_text().endswith("new")
+
+
 async def test_every_block_is_reached_in_both_directions() -> None:
     app = PageApp()
     async with app.run_test(size=(60, 20)) as pilot:

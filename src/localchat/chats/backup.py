@@ -125,7 +125,9 @@ def write_copy(
 
 def check(file: Path | None = None) -> None:
     """Read the whole file. Raises `ChatsDamaged` where it is not what SQLite wrote, and other kinds of `ChatsError`."""
-    with closing(Database(file or paths().chats)) as database, database.reading() as db:
+    with closing(Database(file or paths().chats)) as database, database.writing() as db:
+        for index in ("words", "titles"):
+            db.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise ChatsDamaged(f"{database.file} is damaged: `localchat chats repair` brings back what can be read")
 

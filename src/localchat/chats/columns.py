@@ -11,6 +11,9 @@ import msgspec
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_TITLE = 60
+"""Characters of a title that is made of the first words."""
+
 
 def text(value: str) -> str:
     """`value` with lone surrogates replaced: Python puts them where a file name or a terminal's input is not UTF-8."""
@@ -19,6 +22,20 @@ def text(value: str) -> str:
     except UnicodeEncodeError:
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
+
+
+def one_line(value: str) -> str:
+    """`value` as a title: in one line."""
+    return " ".join(text(value).split())
+
+
+def first_words(content: str) -> str:
+    """The beginning of a message as a title, cut between words where there are any."""
+    line = one_line(content[: 8 * _TITLE])
+    if len(line) <= _TITLE:
+        return line
+    cut = line[:_TITLE]
+    return (cut[: cut.rfind(" ")] if cut.rfind(" ") > _TITLE // 2 else cut) + "…"
 
 
 def encoded(value: msgspec.Struct) -> str:

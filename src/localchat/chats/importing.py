@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,8 +73,8 @@ def parse(file: Path) -> Parsed:
     return whole
 
 
-def take_in(chats: Chats, parsed: Parsed) -> Taken:
-    """Put everything into the database, or nothing of it. Raises `ChatsError`.
+def take_in(chats: Chats, parsed: Parsed, on_progress: Callable[[int], object] = lambda done: None) -> Taken:
+    """Put everything into the database, or nothing of it; `on_progress` hears of each chat. Raises `ChatsError`.
 
     A chat is the one that is there already where it began at the same moment with the same message; then only the
     messages that it lacks are added.
@@ -83,7 +84,8 @@ def take_in(chats: Chats, parsed: Parsed) -> Taken:
         there: dict[float, list[int]] = {}
         for info in chats.chats(None):
             there.setdefault(info.created, []).append(info.id)
-        for chat in parsed.chats:
+        for done, chat in enumerate(parsed.chats):
+            on_progress(done)
             number = next((one for one in there.get(chat.created, []) if _is_same(chats, one, chat)), None)
             is_new = number is None
             if number is None:

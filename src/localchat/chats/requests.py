@@ -51,7 +51,7 @@ def visible(path: Sequence[Node]) -> tuple[list[Node], str | None]:
     summary = path[start - 1].summary if start else None
     rest = path[start:]
     seen: list[Node] = []
-    for node, after in zip(rest, [*rest[1:], None], strict=True):
+    for node, after in zip(rest, [*rest[1:], None], strict=False):
         if after is None:
             seen.append(node)
         elif node.message.role == "assistant":

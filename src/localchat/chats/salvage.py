@@ -37,7 +37,13 @@ def salvage(damaged: sqlite3.Connection, into: Path) -> int:
             for row in _rows(damaged, table, key, names, _top(damaged, target, table, key)):
                 with suppress(sqlite3.IntegrityError):
                     target.execute(put, row)
-        target.execute("UPDATE messages SET parent = NULL WHERE parent NOT IN (SELECT id FROM messages)")
+        # A message is younger than its parent; so no circle can come out of a damaged page.
+        target.execute(
+            """UPDATE messages SET parent = NULL WHERE parent IS NOT NULL AND NOT EXISTS (
+            SELECT 1 FROM messages AS above
+            WHERE above.id = messages.parent AND above.chat = messages.chat AND above.id < messages.id
+            )"""
+        )
         target.execute("DELETE FROM attachments WHERE message NOT IN (SELECT id FROM messages)")
         target.execute(
             """INSERT INTO chats (id, kind, title, titled_by, created, updated, settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from localchat.errors import ChatsError
@@ -132,11 +133,11 @@ def prepare(connection: sqlite3.Connection, file: Path) -> None:
         if version == 0:
             run_script(connection, _SCHEMA)
         elif version < VERSION:
-            _keep_copy(connection, file.with_name(f"{file.name}.v{version}-backup"))
+            _keep_copy(file, file.with_name(f"{file.name}.v{version}-backup"))
             for step in range(version, VERSION):
                 STEPS[step](connection)
             if connection.execute("PRAGMA foreign_key_check").fetchone():
-                raise sqlite3.IntegrityError(f"the step from version {version} leaves references to nothing")
+                raise ChatsError(f"parts of {file} are missing: `localchat chats repair` brings back what can be read")
         connection.execute(f"PRAGMA user_version = {VERSION:d}")
         connection.execute("COMMIT")
     finally:
@@ -165,8 +166,10 @@ def _version(connection: sqlite3.Connection, file: Path) -> int:
     return version
 
 
-def _keep_copy(connection: sqlite3.Connection, copy: Path) -> None:
+def _keep_copy(file: Path, copy: Path) -> None:
     """Copy the whole database, for the person who wants to go back to the version before."""
     from localchat.chats.backup import write_copy
 
-    write_copy(connection, copy)
+    # By a connection of its own: SQLite copies nothing from one that is about to write.
+    with closing(sqlite3.connect(file)) as source:
+        write_copy(source, copy)

@@ -90,9 +90,9 @@ class _Folded(dict[int, str]):
     """Each character as the index's tokenizer sees it, one for one: small, without accents."""
 
     def __missing__(self, code: int) -> str:
-        base, *marks = unicodedata.normalize("NFD", chr(code))
-        if not all(map(_is_mark, marks)):
-            base = chr(code)  # a syllable of hangul
+        decomposed = unicodedata.normalize("NFD", chr(code))
+        # A syllable of hangul falls apart into letters, not into one with marks.
+        base = decomposed[0] if all(map(_is_mark, decomposed[1:])) else chr(code)
         small = base.lower()
         self[code] = folded = _ACCENT if _is_mark(base) else small if len(small) == 1 else base
         return folded

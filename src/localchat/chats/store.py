@@ -12,11 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from localchat.chats import rows, writers
-from localchat.chats.columns import decoded, encoded, text
-from localchat.chats.database import Database, translated
+from localchat.chats import rows
+from localchat.chats.columns import decoded, encoded, first_words, one_line, text
+from localchat.chats.database import Database
 from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Draft, Hit, Kind, Outcome, State
 from localchat.chats.tree import Tree
+from localchat.chats.writers import Writers
 from localchat.errors import ChatsError, NoSuchChat
 from localchat.paths import paths
 from localchat.protocol import Message
@@ -26,7 +27,6 @@ KEPT_DAYS = 30
 
 _DAY_S = 86400.0
 _NOT_BEGUN = 0
-_TITLE_LENGTH = 60
 
 
 class Chats:
@@ -38,11 +38,11 @@ class Chats:
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file or paths().chats
-        self._writer: writers.Writer | None = None
         self._db = Database(self.file)
+        self._writers = Writers(self._db)
         try:
-            self._mend()
-            writers.sweep(self.file.parent)
+            self._writers.mend()
+            self._writers.sweep()
             self.purge(KEPT_DAYS)
         except BaseException:
             self._db.close()
@@ -50,15 +50,8 @@ class Chats:
 
     def close(self) -> None:
         """Close the file. Answers that are still being written here are marked as broken off."""
-        try:
-            if self._writer:
-                with suppress(ChatsError):
-                    self._break_off([self._writer.name])
-        finally:
-            if self._writer:
-                self._writer.close()
-                self._writer = None
-            self._db.close()
+        self._writers.close()
+        self._db.close()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -79,7 +72,7 @@ class Chats:
     ) -> int:
         """A new chat; its number. Without a title the first message gives it one."""
         now = time.time() if created is None else created
-        title = _one_line(title)
+        title = one_line(title)
         with self._db.writing() as db:
             return _number(
                 db.execute(
@@ -125,14 +118,14 @@ class Chats:
             if not row:
                 raise _no_message(node)
             self._revive(db, row[0])
-            writer = self._writing()
+            writer = self._writers.own()
             db.execute("UPDATE messages SET state = 'unfinished', writer = ? WHERE id = ?", (writer, node))
 
     def save(self, node: int, message: Message, state: State, outcome: Outcome) -> None:
         """Keep an answer as it is now."""
         unfinished = state == "unfinished"
         with self._db.writing() as db:
-            writer = self._writing() if unfinished else None
+            writer = self._writers.own() if unfinished else None
             changed = db.execute(
                 "UPDATE messages SET content = ?, reasoning = ?, state = ?, writer = ?, outcome = ? WHERE id = ?",
                 (*_words(message), state, writer, encoded(outcome), _safe(node)),
@@ -198,7 +191,7 @@ class Chats:
 
     def rename(self, chat: int, title: str, by: Literal["person", "model"] = "person") -> None:
         """Give a chat a title; a model does not overrule the person. An empty one stands for the first words."""
-        title = _one_line(title)
+        title = one_line(title)
         with self._db.writing() as db:
             unless_persons = "" if by == "person" else " AND titled_by <> 'person'"
             self._change(db, chat, "title = title", None)
@@ -265,7 +258,7 @@ class Chats:
 
     def tree(self, chat: int) -> Tree:
         """All messages of a chat, with the path that was shown last."""
-        self._mend()
+        self._writers.mend()
         with self._db.reading() as db:
             tip = self.info(chat).tip
             return Tree(rows.nodes(db, chat), tip)
@@ -279,7 +272,7 @@ class Chats:
 
     def chats(self, kind: Kind | None = "chat", limit: int | None = None) -> list[ChatInfo]:
         """The chats of a kind (None: of both): pinned ones first, then those that were used last."""
-        self._mend()
+        self._writers.mend()
         with self._db.reading() as db:
             wanted = "(? IS NULL OR kind = ?) ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?"
             return list(rows.infos(db, wanted, (kind, kind, -1 if limit is None else limit)))
@@ -342,7 +335,7 @@ class Chats:
                     content,
                     reasoning,
                     state,
-                    self._writing() if state == "unfinished" else None,
+                    self._writers.own() if state == "unfinished" else None,
                     now,
                     encoded(outcome) if outcome else "{}",
                     summary and text(summary),
@@ -387,35 +380,8 @@ class Chats:
             (chat,),
         ).fetchone()
         if row:
-            title = _first_words(row[0]) or _one_line(row[1] or "")
+            title = first_words(row[0]) or one_line(row[1] or "")
             db.execute("UPDATE chats SET title = ?, titled_by = 'words' WHERE id = ? AND title = ''", (title, chat))
-
-    def _writing(self) -> str:
-        """The name under which this object writes answers."""
-        if self._writer is None:
-            try:
-                self._writer = writers.Writer(self.file.parent)
-            except OSError as error:
-                raise translated(error, self.file) from error
-        return self._writer.name
-
-    def _mend(self) -> None:
-        """Mark the answers whose writer died as broken off. What cannot be written stays as it is."""
-        with self._db.reading() as db:
-            named = [name for (name,) in db.execute("SELECT DISTINCT writer FROM messages WHERE state = 'unfinished'")]
-        own = self._writer.name if self._writer else None
-        dead = [name for name in named if name != own and writers.is_dead(self.file.parent, name)]
-        if dead:
-            with suppress(ChatsError):
-                self._break_off(dead)
-
-    def _break_off(self, names: Sequence[str | None]) -> None:
-        """Mark the answers of these writers as broken off."""
-        with self._db.writing() as db:
-            db.executemany(
-                "UPDATE messages SET state = 'broken', writer = NULL WHERE state = 'unfinished' AND writer IS ?",
-                [(name,) for name in names],
-            )
 
 
 def _words(message: Message) -> tuple[str, str | None]:
@@ -431,19 +397,6 @@ def _number(cursor: sqlite3.Cursor) -> int:
 def _safe(number: int) -> int:
     """A number that SQLite can take; none of its own is larger."""
     return number if abs(number) < 1 << 63 else -1
-
-
-def _one_line(title: str) -> str:
-    return " ".join(text(title).split())
-
-
-def _first_words(content: str) -> str:
-    """The beginning of a message as a title, cut between words where there are any."""
-    line = _one_line(content[: 8 * _TITLE_LENGTH])
-    if len(line) <= _TITLE_LENGTH:
-        return line
-    cut = line[:_TITLE_LENGTH]
-    return (cut[: cut.rfind(" ")] if cut.rfind(" ") > _TITLE_LENGTH // 2 else cut) + "…"
 
 
 def _no_chat(chat: int) -> NoSuchChat:

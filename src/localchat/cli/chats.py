@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,7 @@ import click
 
 from localchat.chats import exporting
 from localchat.chats.records import ChatInfo, Hit, Kind
-from localchat.cli.following import confirmed
-from localchat.cli.progress import write_aside
+from localchat.cli.progress import ProgressLine, write_aside
 from localchat.errors import ChatsDamaged, LocalchatError, UsageError
 from localchat.paths import paths
 from localchat.safe_text import json_text, safe_line, safe_text
@@ -150,17 +150,19 @@ def import_command(files: tuple[Path, ...]) -> int:
     from localchat.chats.importing import parse, take_in
 
     worst = 0
-    with _open() as chats:
+    with _open() as chats, ProgressLine() as line:
         for file in files:
             try:
+                line.show(f"reading {file.name}")
                 parsed = parse(file.expanduser())
-                taken = take_in(chats, parsed)
+                taken = take_in(chats, parsed, partial(_show_progress, line, len(parsed.chats)))
             except UsageError as error:
                 if len(files) == 1:
                     raise
-                write_aside(f"localchat: {safe_text(error.message)}\n")
+                line.note(error.message)
                 worst = error.exit_code
                 continue
+            line.clear()
             print(f"{safe_line(file.name)}: {_taken(parsed, taken)}")
     return worst
 
@@ -210,6 +212,7 @@ def repair(yes: bool) -> None:
     What can still be read from the damaged file is added to the backup, and that file is kept.
     """
     from localchat.chats import backup
+    from localchat.cli.following import confirmed
 
     try:
         backup.check()
@@ -258,13 +261,12 @@ def table(found: list[ChatInfo], *, with_kind: bool = False) -> str:
 
 def found_line(hit: Hit) -> str:
     """What was found: where, and the line around it; on a terminal with the matches marked."""
-    excerpt = hit.excerpt
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ:
-        for start, end in reversed(hit.marks):
-            excerpt = f"{excerpt[:start]}\0{excerpt[start:end]}\1{excerpt[end:]}"
-        excerpt = safe_text(excerpt).replace("\u2400", "\x1b[1m").replace("\u2401", "\x1b[0m")
-    else:
-        excerpt = safe_text(excerpt)
+    marked = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "NO_COLOR" not in os.environ
+    excerpt, at = "", 0
+    for start, end in hit.marks if marked else []:
+        excerpt += f"{safe_text(hit.excerpt[at:start])}\x1b[1m{safe_text(hit.excerpt[start:end])}\x1b[0m"
+        at = end
+    excerpt += safe_text(hit.excerpt[at:])
     who = {"user": "you", "assistant": "model"}.get(hit.role, hit.role)
     return f"{hit.chat}  {exporting.date(hit.created)}  {safe_line(hit.title) or 'Untitled'}  ({who})\n    {excerpt}"
 
@@ -291,6 +293,10 @@ def write(file: Path, raw: bytes, force: bool) -> None:
         raise UsageError(f"{shown} is there already: name another file, or write over it with --force") from error
     except OSError as error:
         raise LocalchatError(f"cannot write {shown} ({error.strerror}): name another place with -o") from error
+
+
+def _show_progress(line: ProgressLine, total: int, done: int) -> None:
+    line.show(f"taking in {done:,} of {total:,} chats")
 
 
 def _taken(parsed: Parsed, taken: Taken) -> str:

@@ -147,6 +147,8 @@ def _command_of(arguments: list[str]) -> tuple[str, list[str], bool]:
     first = arguments[0]
     if first in COMMANDS:
         return first, arguments[1:], False
+    if first == "--plain":
+        return "chat", arguments, False
     if first.startswith("-") or any(character.isspace() for character in first):
         return "ask", arguments, True
     import difflib
@@ -167,6 +169,7 @@ def _help() -> str:
         "Chat with open-weight models on this computer: no account, no service, no network once a model is here.\n\n"
         f"Commands:\n{commands}\n\n"
         'Without a command: `localchat` opens the chat, `localchat "a question"` and `… | localchat` ask.\n'
+        "`localchat -c` goes on with your last chat, `localchat ask -c` with your last question.\n"
         "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n"
         "With `--offline` (or LOCALCHAT_OFFLINE=1) nothing asks the network.\n\n"
         "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 no such model, 4 could not fetch, 5 does not fit in memory,\n"

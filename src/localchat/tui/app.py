@@ -24,7 +24,7 @@ from localchat.tui.actions import ACTIONS
 from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.chat import ChatScreen
 from localchat.tui.terminal import driver
-from localchat.tui.theme import THEMES, WITHOUT_COLOURS, chosen
+from localchat.tui.theme import ANSI, THEMES, WITHOUT_COLOURS, chosen, is_colourless
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
 _CLOSING_S = 5.0
@@ -54,10 +54,10 @@ class ChatApp(App[None], inherit_bindings=False):
         prepare: Prepare | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(driver_class=driver())
+        super().__init__(driver_class=driver(), ansi_color=is_colourless() or None)
         for theme in THEMES.values():
             self.register_theme(theme)
-        self.theme = chosen()
+        self.theme = ANSI.name if self.no_color else chosen()
         self.keeper = Keeper()
         self._engine = engine
         self._wanted = wanted

@@ -34,6 +34,7 @@ class _Helper:
     command: list[str]
     encoding: str = "utf-8"
     environment: dict[str, str] = field(default_factory=dict)
+    told: str = ""
 
 
 def copy(text: str, app: App[Any]) -> str:
@@ -43,7 +44,7 @@ def copy(text: str, app: App[Any]) -> str:
     environment = os.environ
     for helper in _helpers(environment):
         if _ran(helper, text):
-            return f"copied with {helper.command[0]}"
+            return f"copied with {helper.command[0]}{helper.told}"
     for sequence in terminal_sequences(text, environment):
         app.call_from_thread(partial(_write, app, sequence))
     said = "sent to the terminal (OSC 52): if it is not there, the terminal does not allow it"
@@ -87,7 +88,9 @@ def _helpers(environment: Mapping[str, str]) -> Iterator[_Helper]:
         ]
     if "TMUX" in environment:
         # tmux keeps it as its own, and hands it on to the terminal that it runs in.
-        candidates.append(_Helper(["tmux", "load-buffer", "-w", "-"]))
+        candidates.append(
+            _Helper(["tmux", "load-buffer", "-w", "-"], told=", which hands it to its terminal if that allows it")
+        )
     return (helper for helper in candidates if shutil.which(helper.command[0]))
 
 

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -168,16 +169,21 @@ def _below(typed: str, folder: Path, limit: int) -> list[Found]:
         typed += "/"
     parent, slash, rest = typed.rpartition("/")
     parent += slash
-    try:
-        place = folder / Path(parent).expanduser()
-    except RuntimeError:  # no such person
-        return []
+    place = seen_from(folder, parent)
     names = [
         entry.name + ("/" if _is_folder(entry) else "")
         for entry in _entries(place)
         if rest.startswith(".") or not entry.name.startswith(".")
     ]
     return [Found(parent + name, place / name) for name in best(rest, names, limit)]
+
+
+def seen_from(folder: Path, name: str) -> Path:
+    """A path as a person spells it, seen from `folder`; a ~ that stands for nobody stays as it is."""
+    path = Path(name)
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return folder / path
 
 
 def _entries(folder: Path) -> Sequence[os.DirEntry[str]]:
@@ -219,12 +225,7 @@ def _path_of(name: str) -> Path | None:
     if name.startswith("file://"):
         parts = urlsplit(name)
         name = unquote(parts.path) if parts.netloc in ("", "localhost") else ""
-    if not name.startswith(("/", "~/")):
-        return None
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:
-        return None
+    return seen_from(Path("/"), name) if name.startswith(("/", "~/")) else None
 
 
 def _is_file(path: Path) -> bool:

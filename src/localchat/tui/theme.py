@@ -161,8 +161,6 @@ ANSI = _theme(
 THEMES: dict[str, Theme] = {theme.name: theme for theme in (DARK, LIGHT, CONTRAST, ANSI)}
 """By the names that the settings have for them, in the order in which the key goes through them."""
 
-PAGE = DARK
-
 WITHOUT_COLOURS = """
 App:nocolor .text-area--selection, App:nocolor .input--selection, App:nocolor .screen--selection,
 App:nocolor .option-list--option-highlighted { text-style: reverse; }
@@ -178,14 +176,12 @@ class _Chosen(msgspec.Struct, frozen=True):
 
 
 def is_colourless() -> bool:
-    """Whether the person wants no colours at all (https://no-color.org)."""
-    return bool(os.environ.get("NO_COLOR"))
+    """Whether the person wants no colours at all (https://no-color.org); asked before Textual takes the variable."""
+    return "NO_COLOR" in os.environ
 
 
 def chosen() -> str:
-    """The name of the theme to begin with."""
-    if is_colourless():
-        return ANSI.name
+    """The name of the theme to begin with, where there are colours."""
     own = settings().theme
     with suppress(OSError, msgspec.MsgspecError):
         kept = msgspec.json.decode(_file().read_bytes(), type=_Chosen)

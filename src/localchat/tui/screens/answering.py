@@ -134,8 +134,8 @@ class Answering(ChatParts):
             self.hint(f"{describe(download)}: you can chat now", lasting=True)
         elif download.stage == "here":
             self.hint(f"{describe(download)}: F3 switches to it", lasting=True)
-        elif download.stage == "failed":
-            self.hint(describe(download), lasting=True)
+        elif download.stage == "failed" and not self.offers:
+            self.hint(f"{safe_line(download.name)} did not come: F3 says why", lasting=True)
 
     def shown_model(self) -> str:
         """The name of the model that answers; of a file's path only the file's."""

@@ -134,6 +134,7 @@ class ChatSettingsScreen(ModalScreen[ChatSettings | None]):
             self._presets = dict(presets.BUILT_IN)
             self._say(error.message)
         self._preset.options = [*self._presets]
+        self._preset.refresh()
         self._match_preset()
 
     def on_choice_field_changed(self, event: ChoiceField.Changed) -> None:
@@ -163,7 +164,6 @@ class ChatSettingsScreen(ModalScreen[ChatSettings | None]):
         """Show which preset the form is as it stands; the one that was chosen wins among equals."""
         names = [self._preset.chosen, *self._presets]
         self._preset.chosen = next((name for name in names if self._is(self._presets.get(name))), _NO_PRESET)
-        self._preset.refresh()
 
     def _is(self, preset: Preset | None) -> bool:
         if preset is None or (preset.system is not None and preset.system != self._system.text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import ClassVar, Generic, TypeVar
 
 from textual import events
@@ -19,6 +20,7 @@ from localchat.tui.widgets.rows import Rows
 
 T = TypeVar("T", covariant=True)
 R = TypeVar("R")
+_CALM_S = 0.7
 _LEFT = 5  # cells before a label: the mark and the key
 
 
@@ -55,7 +57,10 @@ class ChoiceRows(Rows[Choice[R]]):
 
 
 class Choosing(Dialog[R]):
-    """A question with choices. Enter takes the marked one, a key the one it stands for; Esc gives `away`."""
+    """A question with choices. Enter takes the marked one, a key the one it stands for; Esc gives `away`.
+
+    One that comes `unasked` may come in the middle of a word: it takes nothing until no key has come for a moment.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,shift+tab,left", "move(-1)", "Up", show=False),
@@ -64,13 +69,24 @@ class Choosing(Dialog[R]):
         Binding("escape,ctrl+c", "leave", "Leave", show=False),
     ]
 
-    def __init__(self, question: str, choices: Sequence[Choice[R]], what: str, away: R, marked: int = 0) -> None:
+    def __init__(
+        self,
+        question: str,
+        choices: Sequence[Choice[R]],
+        what: str,
+        away: R,
+        *,
+        marked: int = 0,
+        unasked: bool = False,
+    ) -> None:
         super().__init__()
         self._question = question
         self._what = what
         self._choices = choices
         self._away = away
         self._first = marked
+        self._unasked = unasked
+        self._last_key = monotonic()
         self._rows: ChoiceRows[R] = ChoiceRows()
 
     def compose(self) -> ComposeResult:
@@ -96,7 +112,7 @@ class Choosing(Dialog[R]):
 
     def action_take(self) -> None:
         """Take the marked choice."""
-        if self._rows.marked is not None:
+        if self._rows.marked is not None and self._is_meant():
             self.dismiss(self._choices[self._rows.marked].value)
 
     def action_leave(self) -> None:
@@ -105,16 +121,21 @@ class Choosing(Dialog[R]):
 
     def on_key(self, event: events.Key) -> None:
         """The key of a choice takes it."""
-        for choice in self._choices:
-            if event.character and event.character == choice.key:
-                event.stop()
-                self.dismiss(choice.value)
-                return
+        if event.is_printable and self._is_meant():
+            for choice in self._choices:
+                if event.character == choice.key:
+                    event.stop()
+                    self.dismiss(choice.value)
+                    return
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
         """A click takes a choice."""
         event.stop()
-        self.action_take()
+        self.dismiss(self._choices[event.row].value)
+
+    def _is_meant(self) -> bool:
+        before, self._last_key = self._last_key, monotonic()
+        return not self._unasked or self._last_key - before > _CALM_S
 
     def _show_marked(self) -> None:
         """Where the box is higher than the terminal: scroll to the marked choice, and to the question at the first."""
@@ -129,5 +150,13 @@ class Choosing(Dialog[R]):
 class ChooseScreen(Choosing[R | None], Generic[R]):
     """Gives the value of what was chosen, or None."""
 
-    def __init__(self, question: str, choices: Sequence[Choice[R]], what: str = "", *, marked: int = 0) -> None:
-        super().__init__(question, choices, what, None, marked)
+    def __init__(
+        self,
+        question: str,
+        choices: Sequence[Choice[R]],
+        what: str = "",
+        *,
+        marked: int = 0,
+        unasked: bool = False,
+    ) -> None:
+        super().__init__(question, choices, what, None, marked=marked, unasked=unasked)

@@ -15,4 +15,4 @@ class ConfirmScreen(Choosing[bool]):
         self, question: str, what: str = "", *, yes: str = "Yes", no: str = "No", marked: bool = False
     ) -> None:
         choices = [Choice("y", yes, "", True), Choice("n", no, "", False)]
-        super().__init__(question, choices, what, False, 0 if marked else 1)
+        super().__init__(question, choices, what, False, marked=0 if marked else 1)

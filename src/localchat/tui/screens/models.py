@@ -76,7 +76,7 @@ class ModelPicker(ModalScreen[str | None]):
         & LineInput, & LineInput:focus { margin: 0 0 1 0; }
         & ModelRows { background: $surface; }
         & .header { height: 1; }
-        & .about { height: 3; color: $muted; margin: 1 0 0 0; }
+        & .about { height: auto; min-height: 3; max-height: 9; color: $muted; margin: 1 0 0 0; }
         & .keys { height: 1; color: $faint; }
     }
     """

@@ -52,13 +52,14 @@ class ChatRows(Rows[ChatInfo | str]):
             heading = Content.styled(f" {one}", "$muted").truncate(width, ellipsis=True)
             return [Content(""), heading] if row else [heading]
         title = shown_title(one)
+        mark = ("› ", "$muted") if marked else ("  ", "")
         if one.id == self.gone:
             room = width - _LEFT - len(UNDO) - 1
             struck = Content.styled(title, "$faint strike").truncate(max(0, room), ellipsis=True, pad=True)
-            return [Content.assemble("  ", struck, " ", (UNDO, "$muted")).truncate(width)]
+            return [Content.assemble(mark, struck, " ", (UNDO, "$muted")).truncate(width)]
         current = one.id == self.current
         style = "$accent" if current else "$foreground" if marked or one.title else "$muted"
-        mark = ("▎ ", "$accent") if current else ("› ", "$muted") if marked else ("  ", "")
+        mark = ("▎ ", "$accent") if current else mark
         return [Content.assemble(mark, (title, style)).truncate(width, ellipsis=True)]
 
 

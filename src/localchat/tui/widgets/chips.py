@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 from rich.cells import cell_len
 from textual import events
 from textual.app import RenderResult
@@ -14,8 +17,10 @@ from textual.message import Message
 from textual.widget import Widget
 
 from localchat.chats.records import Attachment
+from localchat.errors import LocalchatError
 from localchat.safe_text import safe_line
 
+_PASTED = "pasted "
 _ROWS = 3
 _NAME_CELLS = 32
 _CROSS = " ×"
@@ -24,13 +29,15 @@ _GAP = "  "
 
 @dataclass(slots=True)
 class Chip:
-    """An attachment, or one that is still being read (`content` None); `number` is its own and never used again."""
+    """An attachment, or one that is still being read (`content` None).
+
+    `number` is its own and never used again; `lines` are those of a paste.
+    """
 
     number: int
     name: str
     content: Attachment | None = None
-    pasted: bool = False
-    lines: int = field(default=0)
+    lines: int = 0
 
     @property
     def label(self) -> str:
@@ -38,7 +45,7 @@ class Chip:
         name = shortened(safe_line(self.name) or "attachment", _NAME_CELLS)
         if self.content is None:
             return f"{name} · reading"
-        if self.pasted and self.lines > 1:
+        if self.lines > 1:
             name += f", {self.lines:,} lines"
         if self.content.tokens is not None:
             return f"{name} · {self.content.tokens:,} token{'' if self.content.tokens == 1 else 's'}"
@@ -85,15 +92,118 @@ class Chips(Widget):
 
         number: int
 
+    @dataclass
+    class Filled(Message):
+        """An attachment came."""
+
+        attachment: Attachment
+        number: int
+
+    @dataclass
+    class Refused(Message):
+        """A file could not be attached; why, in one sentence."""
+
+        sentence: str
+
+    class Changed(Message):
+        """There are other attachments than before."""
+
     def __init__(self) -> None:
         super().__init__()
-        self._chips: Sequence[Chip] = ()
+        self._chips: list[Chip] = []
+        self._numbers = 0
 
-    def show(self, chips: Sequence[Chip]) -> None:
-        """Draw these."""
-        self._chips = tuple(chips)
-        self.display = bool(chips)
+    # What is attached.
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """All that have been read."""
+        return [chip.content for chip in self._chips if chip.content is not None]
+
+    @property
+    def waiting(self) -> str:
+        """The name of a file that is still being read, or nothing."""
+        return next((chip.name for chip in self._chips if chip.content is None), "")
+
+    @property
+    def last(self) -> Chip | None:
+        """The one that was attached last."""
+        return self._chips[-1] if self._chips else None
+
+    def find(self, number: int) -> Chip | None:
+        """The chip of this number."""
+        return next((chip for chip in self._chips if chip.number == number), None)
+
+    def put(self, attachments: Sequence[Attachment]) -> None:
+        """These and no others."""
+        self._chips = []
+        self.give_back(attachments)
+
+    def give_back(self, attachments: Sequence[Attachment]) -> None:
+        """These before those that are there."""
+        later, self._chips = self._chips, []
+        for attachment in attachments:
+            self._fill(self._new(attachment.name), attachment)
+        self._chips += later
+        self._show()
+
+    def fold(self, text: str) -> None:
+        """Attach a long text under a name of its own."""
+        taken = {chip.name for chip in self._chips}
+        number = next(number for number in range(1, len(taken) + 2) if f"{_PASTED}{number}" not in taken)
+        attachment = Attachment(f"{_PASTED}{number}", text)
+        self._fill(self._new(attachment.name), attachment)
+        self._show()
+
+    def read(self, path: Path) -> None:
+        """Attach a file, as soon as it has been read."""
+        chip = self._new(safe_line(path.name))
+        self._show()
+        self.run_worker(self._read(chip, path), group="attachments")
+
+    def drop(self, number: int) -> None:
+        """Take one away."""
+        self._chips = [chip for chip in self._chips if chip.number != number]
+        self._show()
+
+    def set_tokens(self, number: int, tokens: int) -> None:
+        """How long an attachment is; one that is gone is passed over."""
+        chip = self.find(number)
+        if chip and chip.content is not None:
+            chip.content = msgspec.structs.replace(chip.content, tokens=tokens)
+            self._show()
+
+    def _new(self, name: str) -> Chip:
+        self._numbers += 1
+        chip = Chip(self._numbers, name)
+        self._chips.append(chip)
+        return chip
+
+    def _fill(self, chip: Chip, attachment: Attachment) -> None:
+        chip.content = attachment
+        if attachment.name.startswith(_PASTED):
+            chip.lines = attachment.text.count("\n") + (not attachment.text.endswith("\n"))
+        self.post_message(self.Filled(attachment, chip.number))
+
+    async def _read(self, chip: Chip, path: Path) -> None:
+        from localchat.chats.attachments import read
+
+        try:
+            attachment = await asyncio.to_thread(read, path)
+        except LocalchatError as error:
+            self.post_message(self.Refused(safe_line(error.message)))
+            self.drop(chip.number)
+        else:
+            if chip in self._chips:
+                self._fill(chip, attachment)
+                self._show()
+
+    def _show(self) -> None:
+        self.display = bool(self._chips)
         self.refresh(layout=True)
+        self.post_message(self.Changed())
+
+    # How it looks.
 
     def on_mount(self) -> None:
         """Take no room yet."""

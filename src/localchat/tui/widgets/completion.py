@@ -15,6 +15,7 @@ from textual.widget import Widget
 from localchat.safe_text import safe_line
 
 _ROWS = 8
+_MARK = "› "
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +79,19 @@ class Completion(Widget):
 
     def render(self) -> Content:
         """Label and note of each choice in view."""
-        width = self.content_size.width
+        width = self.content_size.width - len(_MARK)
         shown = self.choices[self._first : self._first + _ROWS]
         labels = [safe_line(choice.label) for choice in shown]
         column = min(max(map(cell_len, labels), default=0), max(10, width * 2 // 3), width)
         room = width - column - 2
         lines = []
         for choice, label in zip(shown, labels, strict=True):
-            note = set_cell_size(safe_line(choice.note), room) if choice.note and room > 0 else ""
-            style = "bold $accent" if choice is self.chosen else "$foreground"
-            lines.append(Content.assemble((_ending(label, column), style), "  " if note else "", (note, "$muted")))
+            note = _beginning(safe_line(choice.note), room) if choice.note and room > 0 else ""
+            # The mark too: not every terminal shows the colour.
+            mark, style = (_MARK, "bold $accent") if choice is self.chosen else (" " * len(_MARK), "$foreground")
+            lines.append(
+                Content.assemble((mark + _ending(label, column), style), "  " if note else "", (note, "$muted"))
+            )
         return Content("\n").join(lines)
 
     def on_click(self, event: events.Click) -> None:
@@ -106,3 +110,8 @@ def _ending(text: str, width: int) -> str:
             text = text[1:]
         text = "…" + text
     return set_cell_size(text, width)
+
+
+def _beginning(text: str, width: int) -> str:
+    """`text` in exactly `width` cells, its end left out where it is too long."""
+    return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"

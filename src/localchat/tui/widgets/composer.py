@@ -5,13 +5,11 @@ It shows and posts; what is sent, kept or counted is the screen's business.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import msgspec
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -24,19 +22,26 @@ from localchat.chats.records import Attachment, Draft
 from localchat.errors import LocalchatError
 from localchat.safe_text import safe_line
 from localchat.tui.commands import Call, SlashCommand, Slip, meaning
-from localchat.tui.vim import Vim
-from localchat.tui.widgets.chips import Chip, Chips
+from localchat.tui.files import seen_from
+from localchat.tui.widgets.chips import Chips
 from localchat.tui.widgets.completion import Completion
 from localchat.tui.widgets.field import Field, clean
 from localchat.tui.widgets.offers import Offers
 from localchat.tui.widgets.prompts import Prompts
 
+if TYPE_CHECKING:
+    from localchat.tui.vim import Vim
+
 _OTHERS = ("ctrl+j", "alt+enter", "ctrl+enter")
 """What sends where Enter makes a line, and makes a line where Enter sends. Every terminal knows the first."""
 
+_ATTACH = "attach"
+"""The command that the composer does itself."""
+
 _FOLD_LINES = 20
 _FOLD_CHARACTERS = 2000
-_UNFOLD_CHARACTERS = 200_000  # what the text area can still wrap and draw while somebody types
+_AREA_CHARACTERS = 200_000  # what the text area can wrap and draw while somebody types, in all
+_AREA_LINE = 20_000  # and in one line, which is wrapped anew with each key
 
 
 class Composer(Vertical):
@@ -112,20 +117,19 @@ class Composer(Vertical):
         self._commands = tuple(commands)
         self._sending = _OTHERS if newline_on_enter else ("enter",)
         self._breaking = ("enter", "shift+enter") if newline_on_enter else (*_OTHERS, "shift+enter")
-        self._chips: list[Chip] = []
-        self._numbers = 0
         self._prompts = Prompts()
         self._announced = Draft()
         self._completion = Completion()
-        self._row = Chips()
-        self._field = Field(taken=self._take_key, pasted=self._paste, beyond=self._recall)
-        self._vim = Vim(self._field) if vim else None
-        self._offers = Offers(self, self._field, self._completion, commands, folder or Path.cwd())
+        self._chips = Chips()
+        self._field = Field(taken=self._take_key, pasted=self.paste, beyond=self._recall)
+        self._vim = _vi_keys(self._field) if vim else None
+        self._folder = folder or Path.cwd()
+        self._offers = Offers(self, self._field, self._completion, commands, self._folder)
 
     def compose(self) -> ComposeResult:
         """The list of choices above, then chips, then the text."""
         yield self._completion
-        yield self._row
+        yield self._chips
         yield self._field
 
     def on_mount(self) -> None:
@@ -148,7 +152,7 @@ class Composer(Vertical):
     @property
     def attachments(self) -> list[Attachment]:
         """What goes with it, as far as it has been read."""
-        return [chip.content for chip in self._chips if chip.content is not None]
+        return self._chips.attachments
 
     @property
     def selected_text(self) -> str:
@@ -182,21 +186,16 @@ class Composer(Vertical):
         """Write `draft` in the place of what is there; this posts no `Changed`."""
         self._announced = draft
         self._prompts.rest()
-        self._chips = []
-        self._write(draft.text)
-        for attachment in draft.attachments:
-            self._take_in(attachment, pasted=attachment.name.startswith("pasted "))
-        self._show_chips()
+        self._write(draft.text if _fits_area(draft.text) else "")
+        self._chips.put(draft.attachments)
+        if not _fits_area(draft.text):
+            self._chips.fold(draft.text)
 
     def give_back(self, text: str, attachments: Sequence[Attachment] = ()) -> None:
         """Put back a message that did not go out, before whatever has been typed since."""
         now = self.text
         self._write(f"{text}\n{now}" if now and text else text or now)
-        later, self._chips = self._chips, []
-        for attachment in attachments:
-            self._take_in(attachment, pasted=attachment.name.startswith("pasted "))
-        self._chips += later
-        self._show_chips()
+        self._chips.give_back(attachments)
 
     def set_history(self, prompts: Sequence[str]) -> None:
         """What was sent before, oldest first."""
@@ -204,10 +203,7 @@ class Composer(Vertical):
 
     def set_tokens(self, index: int, tokens: int) -> None:
         """The length of an attachment, by the index that `Attached` gave it; one that is gone is passed over."""
-        for chip in self._chips:
-            if chip.number == index and chip.content is not None:
-                chip.content = msgspec.structs.replace(chip.content, tokens=tokens)
-                self._row.show(self._chips)
+        self._chips.set_tokens(index, tokens)
 
     def escape(self, answering: bool = False) -> bool:
         """The person pressed Esc: True where the composer had a use for it. While an answer comes, only a list of
@@ -221,9 +217,7 @@ class Composer(Vertical):
 
     def attach(self, path: Path) -> None:
         """Read a file and attach it; what is wrong with it is said."""
-        chip = self._new_chip(safe_line(path.name))
-        self._show_chips()
-        self.run_worker(self._read(chip, path), group="attachments")
+        self._chips.read(path)
 
     def type(self, text: str) -> None:
         """Write at the cursor, as if it were typed."""
@@ -250,8 +244,8 @@ class Composer(Vertical):
             self._field.type("\n")
         elif key in ("tab", "alt+up", "ctrl+up"):
             self.post_message(self.Left("up"))
-        elif key == "backspace" and self._at_beginning() and self._chips:
-            self._drop(self._chips[-1].number)
+        elif key == "backspace" and self._at_beginning() and self._chips.last:
+            self._chips.drop(self._chips.last.number)
         elif self._vim and self._vim.mode == "normal" and self._vim.press(key, event.character):
             self._show_edge()
         else:
@@ -280,11 +274,10 @@ class Composer(Vertical):
     # Sending.
 
     def _send(self) -> None:
-        waiting = next((chip for chip in self._chips if chip.content is None), None)
-        if waiting:
-            self.post_message(self.Said(f"{waiting.name} is still being read: send when it is there"))
+        if waiting := self._chips.waiting:
+            self.post_message(self.Said(f"{waiting} is still being read: send when it is there"))
             return
-        if not self.text.strip() and not self._chips:
+        if not self.text.strip() and not self._chips.last:
             return
         meant = meaning(self.text, self._commands)
         if isinstance(meant, Slip):
@@ -295,15 +288,21 @@ class Composer(Vertical):
         # Emptied here and now: what is typed next belongs to the next message.
         self._write("")
         if isinstance(meant, Call):
-            self.post_message(self.Command(meant.name, meant.argument))
+            if meant.name != _ATTACH:
+                self.post_message(self.Command(meant.name, meant.argument))
+            elif meant.argument:
+                self.attach(seen_from(self._folder, meant.argument))
+            else:
+                self.begin_attaching()
             return
-        attachments, self._chips = self.attachments, []
-        self._show_chips()
+        attachments = self.attachments
+        self._chips.put(())
         self.post_message(self.Sent(meant.text, attachments))
 
     # Attachments.
 
-    def _paste(self, text: str) -> bool:
+    def paste(self, text: str) -> bool:
+        """Take in what was pasted, wherever that was: a long one becomes an attachment."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         self._insert_mode()
         lines = text.count("\n") + (not text.endswith("\n"))
@@ -311,68 +310,46 @@ class Composer(Vertical):
             self._field.type(text)
             self._offers.offer_pasted(text)
             return True
-        taken = {chip.name for chip in self._chips}
-        number = next(n for n in range(1, len(taken) + 2) if f"pasted {n}" not in taken)
-        self._take_in(Attachment(f"pasted {number}", text), pasted=True)
-        self._show_chips()
+        self._chips.fold(text)
         return True
-
-    def _new_chip(self, name: str) -> Chip:
-        self._numbers += 1
-        chip = Chip(self._numbers, name)
-        self._chips.append(chip)
-        return chip
-
-    def _take_in(self, attachment: Attachment, *, pasted: bool = False) -> None:
-        chip = self._new_chip(attachment.name)
-        chip.pasted = pasted
-        self._fill(chip, attachment)
-
-    def _fill(self, chip: Chip, attachment: Attachment) -> None:
-        chip.content = attachment
-        chip.lines = attachment.text.count("\n") + (not attachment.text.endswith("\n"))
-        self.post_message(self.Attached(attachment, chip.number))
-
-    async def _read(self, chip: Chip, path: Path) -> None:
-        from localchat.chats.attachments import read
-
-        try:
-            attachment = await asyncio.to_thread(read, path)
-        except LocalchatError as error:
-            self.post_message(self.Said(safe_line(error.message)))
-            self._drop(chip.number)
-        else:
-            if chip in self._chips:
-                self._fill(chip, attachment)
-                self._show_chips()
-
-    def _drop(self, number: int) -> None:
-        self._chips = [chip for chip in self._chips if chip.number != number]
-        self._show_chips()
 
     def action_unfold(self, number: int | None = None) -> None:
         """Put an attachment's text (the last one's, unless one is named) where the cursor is."""
-        chips = [chip for chip in self._chips if number is None or chip.number == number]
-        chip = chips[-1] if chips else None
+        chip = self._chips.last if number is None else self._chips.find(number)
         if chip is None or chip.content is None:
             self.post_message(self.Said("there is no attachment to unfold"))
-        elif len(chip.content.text) > _UNFOLD_CHARACTERS:
+        elif not _fits_area(chip.content.text):
             self.post_message(self.Said(f"{safe_line(chip.name)} is too long to be edited here: it stays attached"))
         else:
-            self._drop(chip.number)
+            self._chips.drop(chip.number)
             self._field.type(chip.content.text)
             self._field.focus()
 
     @on(Chips.Removed)
     def _chip_removed(self, message: Chips.Removed) -> None:
         message.stop()
-        self._drop(message.number)
+        self._chips.drop(message.number)
         self._field.focus()
 
     @on(Chips.Unfolded)
     def _chip_unfolded(self, message: Chips.Unfolded) -> None:
         message.stop()
         self.action_unfold(message.number)
+
+    @on(Chips.Filled)
+    def _chip_filled(self, message: Chips.Filled) -> None:
+        message.stop()
+        self.post_message(self.Attached(message.attachment, message.number))
+
+    @on(Chips.Refused)
+    def _file_refused(self, message: Chips.Refused) -> None:
+        message.stop()
+        self.post_message(self.Said(message.sentence))
+
+    @on(Chips.Changed)
+    def _chips_changed(self, message: Chips.Changed) -> None:
+        message.stop()
+        self._announce()
 
     # The person's own editor.
 
@@ -390,8 +367,13 @@ class Composer(Vertical):
             self.post_message(self.Said(safe_line(error.message)))
         else:
             if text != before:
-                self._offers.close()
-                self._field.replace(clean(text), (0, 0), self._field.document.end, maintain_selection_offset=False)
+                fits = _fits_area(text)
+                if not fits:
+                    self._chips.fold(text)
+                    self.post_message(self.Said("the text is too long to be edited here: it is attached"))
+                self._offers.reset()
+                edited = clean(text) if fits else ""
+                self._field.replace(edited, (0, 0), self._field.document.end, maintain_selection_offset=False)
             self._field.focus()
 
     # What it shows.
@@ -413,10 +395,6 @@ class Composer(Vertical):
         self._offers.take(message.choice)
         self._field.focus()
 
-    def _show_chips(self) -> None:
-        self._row.show(self._chips)
-        self._announce()
-
     def _announce(self) -> None:
         draft = self.draft()
         if draft != self._announced:
@@ -430,3 +408,15 @@ class Composer(Vertical):
     def _show_edge(self) -> None:
         mode = self.mode if not self._vim or not self._vim.pending else f"{self.mode} {self._vim.pending}"
         self.border_subtitle = "  ·  ".join(part for part in (mode, safe_line(self.hint)) if part)
+
+
+def _fits_area(text: str) -> bool:
+    """Whether a text can be edited without every key being felt."""
+    return len(text) <= _AREA_CHARACTERS and max(map(len, text.split("\n"))) <= _AREA_LINE
+
+
+def _vi_keys(field: Field) -> Vim:
+    """The keys of vi, for those who want them: nobody else waits for the import."""
+    from localchat.tui.vim import Vim
+
+    return Vim(field)

@@ -43,6 +43,7 @@ class ValueField(Horizontal):
         self.key = name
         self._word = word
         self._check = check
+        self._shown_problem = ""
         self._line = LineInput(value, empty)
         self._said = Static(word, classes="word", markup=False)
 
@@ -69,8 +70,10 @@ class ValueField(Horizontal):
     def on_input_changed(self, _event: Input.Changed) -> None:
         """Say at once what is wrong."""
         problem = self.problem
-        self.set_class(bool(problem), "-wrong")
-        self._said.update(Content(problem or self._word))
+        if problem != self._shown_problem:
+            self._shown_problem = problem
+            self.set_class(bool(problem), "-wrong")
+            self._said.update(Content(problem or self._word))
 
     def focus(self, scroll_visible: bool = True) -> ValueField:
         """Write here."""

@@ -26,7 +26,11 @@ class LineInput(Input):
     """
 
     def __init__(self, value: str = "", placeholder: str = "", *, classes: str | None = None) -> None:
-        super().__init__(_one_line(value), placeholder, classes=classes, select_on_focus=False)
+        super().__init__(value, placeholder, classes=classes, select_on_focus=False)
+
+    def validate_value(self, value: str) -> str:
+        """Clean whatever is put in: it is drawn as it is."""
+        return _one_line(value)
 
     def replace(self, text: str, start: int, end: int) -> None:
         """Put `text` in the place of what stands between two places, as far as there is room."""

@@ -51,8 +51,11 @@ class ReadingView(SheetView):
         self._marked, self._block = sheet, None
 
     def on_focus(self, event: events.Focus) -> None:
-        """Mark the message that is read: the last one in view, unless one in view is marked."""
-        self._mark_in_view(last=True)
+        """Mark the message that is read: at the end of the page the last one, elsewhere one that is in view."""
+        if self.following:
+            self.mark(self.sheets[-1] if self.sheets else None)
+        else:
+            self._mark_in_view(last=True)
         self.refresh()
 
     def on_blur(self, event: events.Blur) -> None:

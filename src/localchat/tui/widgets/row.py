@@ -11,12 +11,26 @@ from rich.style import Style
 from textual.selection import Selection
 from textual.strip import Strip
 
-from localchat.tui.widgets.pieces import Inks, Piece
+from localchat.tui.widgets.pieces import Edge, Inks
 from localchat.tui.widgets.roll import Roll
 
 Mark = Literal["", "message", "block"]
 
 _EDGES = {"": " ", "person": "│", "queued": "╎"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What stands on one line: its text (None: nothing), and what is left of it.
+
+    `key` tells lines apart for the selection of text; `last`: a sign at its end says that there is more below.
+    """
+
+    text: Strip | None = None
+    edge: Edge = ""
+    mark: Mark = ""
+    key: int = 0
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +42,10 @@ class Row:
     text: int
     width: int
 
-    def blank(self) -> Strip:
-        """A line with nothing on it."""
-        return Strip.blank(self.width, self.inks.text)
-
-    def of(
-        self,
-        piece: Piece | None,
-        within: int,
-        mark: Mark,
-        key: int,
-        span: tuple[int, int] | None,
-        selection: Style | None,
-    ) -> Strip:
-        """Line `within` of a piece. `key` tells lines apart for the selection of text, `span` is what is selected."""
-        inks = self.inks
-        number = within - piece.gap if piece else -1
-        if piece is None or piece.rows is None or not 0 <= number < len(piece.rows):
-            edge, strip = " ", Strip([])
-        else:
-            edge, strip = _EDGES[piece.edge], piece.rows[number]
+    def of(self, line: Line, span: tuple[int, int] | None, selection: Style | None) -> Strip:
+        """A line as it is drawn; `span` are the characters that are selected."""
+        inks, edge = self.inks, _EDGES[line.edge]
+        strip = line.text or Strip([])
         if span is not None and selection is not None and strip.cell_length:
             start = cell_len(strip.text[: span[0]])
             end = strip.cell_length if span[1] == -1 else cell_len(strip.text[: span[1]])
@@ -59,9 +57,9 @@ class Row:
                 "message": Segment("▏ ", inks.muted),
                 "block": Segment("▎ ", inks.accent),
             }
-            margin.append(bar[mark])
+            margin.append(bar[line.mark])
         margin.append(Segment(f"{edge} ", inks.accent if edge == "│" else inks.faint))
-        body = strip.adjust_cell_length(self.text, inks.text).apply_offsets(0, key)
+        body = strip.adjust_cell_length(self.text, inks.text).apply_offsets(0, line.key)
         return Strip([*margin, *body]).adjust_cell_length(self.width, inks.text)
 
     def with_sign(self, strip: Strip, sign: str) -> Strip:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import ClassVar
 
 from rich.style import Style
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
@@ -18,7 +18,7 @@ from textual.strip import Strip
 from localchat.tui.typeset import Look
 from localchat.tui.widgets.pieces import Inks, Paper
 from localchat.tui.widgets.roll import Roll, Spot
-from localchat.tui.widgets.row import Mark, Row, line_key, selected
+from localchat.tui.widgets.row import Line, Mark, Row, line_key, selected
 from localchat.tui.widgets.turns import Sheet
 
 COLUMN = 104
@@ -77,6 +77,7 @@ class SheetView(ScrollView, inherit_bindings=False):
         self.roll: Roll | None = None
         self._start: Sheet | None = None
         self._placing = False
+        self._lines: list[Line] = []
 
     def on_page(self) -> list[Sheet]:
         """All sheets of the page, the first one on top."""
@@ -143,15 +144,26 @@ class SheetView(ScrollView, inherit_bindings=False):
         last = max(0, lines - view)
         line = last if spot is None else min(roll.line_of(spot), last)
         roll.close_the_oldest()
+        size, before = Size(self.scrollable_content_region.width, lines), (self.virtual_size, self.scroll_offset.y)
         self._placing = True
         try:
-            size = Size(self.scrollable_content_region.width, lines)
             if size != self.virtual_size:
                 self.virtual_size = size
             self.scroll_to(y=line, animate=False, force=True)
-            self.refresh()
         finally:
             self._placing = False
+        self._draw(everything=stretched or before != (size, line))
+
+    def _draw(self, *, everything: bool) -> None:
+        """Have those lines drawn that are others than before: one more token changes one or two."""
+        before, self._lines = self._lines, [self._line(y) for y in range(self.view_height)]
+        if everything or len(before) != len(self._lines):
+            self.refresh()
+            return
+        pairs = enumerate(zip(before, self._lines, strict=True))
+        regions = [Region(0, y, self.size.width, 1) for y, (old, new) in pairs if old != new]
+        if regions:
+            self.refresh(*regions)
 
     def scroll_by(self, lines: int) -> None:
         """Scroll down (up where negative) at once; the end is held in view from when it is reached."""
@@ -176,7 +188,8 @@ class SheetView(ScrollView, inherit_bindings=False):
         """Set everything anew in new colours."""
         super().notify_style_update()
         if self.roll and self.is_attached:
-            self._lay_out()
+            # Not yet: Textual tells of new styles before it has set those of the components.
+            self.call_next(self._lay_out)
 
     def _top_spot(self) -> Spot | None:
         """The place in the text at the top of the view, or None while the end is followed."""
@@ -221,23 +234,27 @@ class SheetView(ScrollView, inherit_bindings=False):
         if not roll or not roll.sheets:
             return Strip.blank(width, self.rich_style)
         row = Row(roll.paper.inks, self.column[0], roll.paper.width, width)
-        line = y + self.scroll_offset.y
-        strip = row.blank() if line >= self.virtual_size.height - 1 else self._line(roll, row, line)
-        if y == self.view_height - 1 and self.more_below:
-            strip = row.with_sign(strip, BELOW)
-        return strip
+        line = self._line(y)
+        span = self.text_selection.get_span(line.key) if self.text_selection else None
+        marked = self.screen.get_component_rich_style("screen--selection") if span else None
+        strip = row.of(line, span, marked)
+        return row.with_sign(strip, BELOW) if line.last else strip
 
-    def _line(self, roll: Roll, row: Row, line: int) -> Strip:
-        index, number, within = roll.at(line)
+    def _line(self, y: int) -> Line:
+        """What stands on the line `y` of the view."""
+        roll, at, last = self.roll, y + self.scroll_offset.y, y == self.view_height - 1 and self.more_below
+        if not roll or not roll.sheets or at >= self.virtual_size.height - 1:
+            return Line(last=last)
+        index, number, within = roll.at(at)
         sheet = roll.sheets[index]
         pieces = roll.open(sheet)
         if not pieces:
-            return row.blank()
+            return Line(last=last)
         piece = pieces[number]
-        key = line_key(index, number, max(0, within - piece.gap))
-        span = self.text_selection.get_span(key) if self.text_selection else None
-        marked = self.screen.get_component_rich_style("screen--selection") if span else None
-        return row.of(piece, within, self.mark_of(sheet, number, within), key, span, marked)
+        mark, row = self.mark_of(sheet, number, within), within - piece.gap
+        if row < 0 or piece.rows is None or row >= len(piece.rows):
+            return Line(mark=mark, key=line_key(index, number), last=last)
+        return Line(piece.rows[row], piece.edge, mark, line_key(index, number, row), last)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text, as it stands on the page."""

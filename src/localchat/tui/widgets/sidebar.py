@@ -70,10 +70,10 @@ class Sidebar(Widget):
         padding: 1 0 0 1;
         &:focus-within { border-right: solid $faint; }
         &.-over { dock: left; layer: over; width: 36; background: $surface; }
-        & > .filter { display: none; margin: 0 1 1 1; }
+        & > .filter, & > .filter:focus { display: none; padding: 0 1; margin: 0 0 1 0; }
         & > .keys { height: 3; padding: 1 0 0 1; color: $faint; visibility: hidden; }
         &:focus-within > .keys { visibility: visible; }
-        & > .title { display: none; layer: edit; background: $panel; margin: 0 1 0 0; }
+        & > .title { display: none; layer: edit; background: $panel; }
         & > .title:focus { background: $panel; }
     }
     """
