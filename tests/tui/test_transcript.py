@@ -339,6 +339,7 @@ async def test_who_comes_back_to_the_page_reads_at_its_end() -> None:
     async with app.run_test(size=SIZE) as pilot:
         app.page.show(chat(2, "ok"))
         app.page.focus()
+        await pilot.pause()
         app.page.move(-2, "message")
         assert app.page.current and app.page.current.node == 2
         app.screen.set_focus(None)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @click.option("--stats", is_flag=True, help="Print one line of figures on stderr.")
 @click.option("--show-thinking", is_flag=True, help="Print on stderr what the model thinks first.")
 @click.option("-x", "--extract", is_flag=True, help="Print only the first fenced code block of the answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, reasoning, usage, timings.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: text, reasoning, usage, timings, chat.")
 @ENGINE_OPTION
 @click.pass_obj
 def command(
