@@ -44,6 +44,9 @@ class Bare(App):
         yield Static("ready to go")
 Bare().run()
 """
+COMPOSER = "sk anything"
+"""What shows that the first screen is there; the letter before it is under the cursor."""
+
 TURN_S = 30
 """How often a person asks, for turning memory a turn into memory an hour."""
 
@@ -153,7 +156,7 @@ def keys(rounds: int) -> None:
             answer = [step for _ in range(3000) for step in (*say("word, "), *pause(0.01))]
             engine.script(answer, wait("never"))
             screen = Pty(localchat("--engine", engine.url), env)
-            screen.until("Ask anything")
+            screen.until(COMPOSER)
             screen.rest(1.0)
             for state, times in took.items():
                 for letter in letters:
@@ -181,7 +184,7 @@ def first(rounds: int) -> None:
     with FakeEngine() as engine, tempfile.TemporaryDirectory() as home:
         env = environment(Path(home))
         programs = {
-            "localchat": (localchat("--engine", engine.url), "Ask anything"),
+            "localchat": (localchat("--engine", engine.url), COMPOSER),
             "bare Textual app": ([sys.executable, "-c", BARE], "ready to go"),
         }
         for number in range(rounds + 1):

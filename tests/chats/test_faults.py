@@ -7,13 +7,14 @@ import os
 import shutil
 import sqlite3
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from localchat.chats.database import connect
+from localchat.chats.database import Database, connect
 from localchat.chats.records import ChatSettings, Draft, Outcome
 from localchat.chats.store import Chats
 from localchat.errors import ChatsDamaged, ChatsDiskFull, ChatsError, ChatsLocked, ChatsReadOnly
@@ -224,3 +225,37 @@ def test_a_file_that_was_replaced_or_removed_is_not_written_to_any_more(chats: C
     assert chats.chats() == []
     assert chats.create(ChatSettings(), title="newest") == 1
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_file_that_is_replaced_while_one_waits_for_it_is_not_written_to(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (file, file.with_name("new.db")):
+        Chats(name).close()
+    holder = connect(file)
+    holder.execute("BEGIN IMMEDIATE")
+    looked = threading.Event()
+    real = Database._is_in_place
+
+    def looking(database: Database) -> bool:
+        answer = real(database)
+        if threading.current_thread() is writer:
+            looked.set()
+        return answer
+
+    def write() -> None:
+        chats = Chats(file)
+        monkeypatch.setattr(Database, "_is_in_place", looking)
+        chats.create(ChatSettings(), title="kept")
+        chats.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert looked.wait(30)
+    file.with_name("new.db").replace(file)
+    holder.execute("ROLLBACK")
+    holder.close()
+    writer.join(30)
+    chats = Chats(file)
+    assert [info.title for info in chats.chats()] == ["kept"]
+    chats.close()

@@ -21,6 +21,9 @@ from localchat.chats.store import Chats
 _LOST_TOKENS = 200
 """Tokens come at most every 5 ms, so this is a second: counted so, a machine that stands still loses nothing."""
 
+_MOMENTS = [(0.0, 0.05), (0.0, 0.6), (1.6, 2.2)]
+"""Seconds after the first message: while it is kept, in the first answer, and when much of one can be lost."""
+
 STREAM = """
 import sys, time
 from pathlib import Path
@@ -38,7 +41,7 @@ while True:
     print("asked", question, tip, len(words), flush=True)
     keeper.follow(tip)
     text = ""
-    for token in range(number * 40 % 700):
+    for token in range(20 if number % 3 == 2 else 600):
         text += f"{token} "
         keeper.write(tip, Message("assistant", text), Outcome())
         print("wrote", tip, token, flush=True)
@@ -91,12 +94,12 @@ def streaming(file: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def kill_some(file: Path, dice: random.Random, count: int) -> None:
+def kill_some(file: Path, dice: random.Random, count: int, after_s: tuple[float, float]) -> None:
     """Kill programs that stream into one file at a random moment, and look whether what they said was kept is there."""
     with streaming(file, count) as processes:
         for process in processes:
             assert process.stdout and process.stdout.readline()
-        time.sleep(dice.choice([dice.uniform(0, 0.05), dice.uniform(0, 0.6), dice.uniform(1, 1.5)]))
+        time.sleep(dice.uniform(*after_s))
         for process in processes:
             process.send_signal(signal.SIGKILL)
         said = [line.split() for process in processes for line in (process.communicate()[0]).splitlines()]
@@ -123,14 +126,14 @@ def kill_some(file: Path, dice: random.Random, count: int) -> None:
 
 
 def test_killed_programs_lose_nothing_that_was_sent(file: Path, dice: random.Random) -> None:
-    for _ in range(6):
-        kill_some(file, dice, 5)
+    for number in range(6):
+        kill_some(file, dice, 5, _MOMENTS[number % 3])
 
 
 @pytest.mark.slow
 def test_killed_programs_lose_nothing_that_was_sent_in_full(tmp_path: Path, dice: random.Random) -> None:
     for number in range(60):
-        kill_some(tmp_path / str(number // 10) / "chats.db", dice, 5)
+        kill_some(tmp_path / str(number // 10) / "chats.db", dice, 5, _MOMENTS[number % 3])
 
 
 def four_talk(file: Path, rounds: int) -> None:

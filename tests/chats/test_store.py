@@ -299,6 +299,7 @@ def test_answers_of_a_dead_writer_are_broken_and_those_of_a_living_one_are_not(c
     chats._writers._lock.release()  # what the kernel does with the lock of a program that dies
     assert other.tree(chat).nodes[answer].state == "broken"
     assert [hit.node for hit in other.search("zebra")] == [answer]
+    assert list(file.parent.glob("writing-*")) == []
     other.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -315,6 +316,33 @@ def test_nothing_that_the_model_says_drives_the_terminal(engine: FakeEngine, hom
     chat.say("/show")
     chat.leave()
     assert unsafe(chat.terminal.output.decode().replace("\r\n", "\n")) == []
+
+
+@pytest.mark.parametrize("moment", ["typing", "answering"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT], ids=lambda number: number.name)
+def test_a_signal_leaves_the_terminal_as_it_was(
+    engine: FakeEngine, home: Path, number: signal.Signals, moment: str
+) -> None:
+    engine.script(say("half "), wait("never"))
+    terminal = Terminal("chat", "--plain", "--engine", engine.url, home=home, env={"TERM": "xterm-256color"})
+    before = terminal.settings()
+    terminal.read_until("You: ")
+    terminal.press(b"hello")
+    terminal.read_until("hello")
+    if moment == "answering":
+        terminal.press(b"\n")
+        terminal.read_until("half ")
+    else:
+        assert terminal.settings() != before, "the editing of lines has changed the modes"
+    terminal.process.send_signal(number)
+    while terminal._read(0.05):
+        pass
+    assert terminal.process.wait(timeout=20) == 128 + number
+    assert terminal.settings() == before
+    assert terminal.output.count(b"\x1b[?2004h") == terminal.output.count(b"\x1b[?2004l")
+    assert b"Traceback" not in terminal.output
+    if moment == "answering":
+        assert told(the_chat(home).path())[1] == ("half ", "stopped")
 
 
 def test_a_pipe_is_pointed_to_ask(home: Path) -> None:

@@ -15,7 +15,7 @@ from localchat.paths import paths
 from localchat.protocol import Sampling
 from localchat.settings import Preset, settings
 from localchat.tui import presets
-from localchat.tui.screens.chat_settings import ChatSettingsScreen
+from localchat.tui.screens.chat_settings import ChatSettingsScreen, _checker
 from localchat.tui.theme import THEMES
 from localchat.tui.widgets.form import ChoiceField, ValueField
 from tests.escapes import PAYLOADS, unsafe
@@ -130,10 +130,16 @@ WRONG = [
 ]
 
 
+@pytest.mark.parametrize(("name", "text", "said"), WRONG)
+def test_what_is_wrong_is_said_plainly(name: str, text: str, said: str) -> None:
+    assert _checker(name)(text) == said
+    assert not _checker(name)("1")
+
+
 async def test_what_is_wrong_is_said_beside_the_field() -> None:
     app = Stage()
     async with app.run_test(size=(100, 34)) as pilot:
-        for name, text, said in WRONG:
+        for name, text, said in WRONG[::4]:
             app.field(name).text = text
             await pilot.pause()
             assert said in app.text, name

@@ -7,6 +7,7 @@ written over, and there are no colours. What can be done has the names that it h
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +35,24 @@ def converse(engine: LocalEngine | RemoteEngine, wanted: ChatSettings, chat: int
     """Talk until the person leaves; the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+    _leave_in_order_when_told_to()
     keeper = Keeper()
     try:
         Plain(engine, keeper, wanted).run(chat)
     finally:
         keeper.close(_CLOSING_S)
     return 0
+
+
+def _leave_in_order_when_told_to() -> None:
+    """Give the terminal back as it was, and keep what came: the editing of lines does neither where a signal kills."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), leave)
 
 
 class _Leave(Exception):

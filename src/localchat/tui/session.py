@@ -1,7 +1,7 @@
 """One chat as it is worked on: its tree, the answer on its way, what goes to disk, and what the person steers.
 
-No widget is known here: a `View` is told what changed. Every message is on disk before an engine hears of it, and an
-answer goes there while it comes; where the disk refuses, the person decides whether to go on without.
+No widget is known here: a `view.View` is told what changed. Every message is on disk before an engine hears of it, and
+an answer goes there while it comes; where the disk refuses, the person decides whether to go on without.
 """
 
 from __future__ import annotations
@@ -9,52 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from typing import Protocol, TypeVar
 
 import msgspec
 
 from localchat.chats.keeper import Keeper
-from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Node
+from localchat.chats.records import Attachment, ChatSettings, Node
 from localchat.chats.reply import Reply
 from localchat.chats.requests import request
-from localchat.chats.store import Chats
 from localchat.chats.tree import Tree
 from localchat.errors import ChatsError, ContextExceeded, LocalchatError
 from localchat.protocol import ChatRequest, Chunk, Message
 from localchat.tui.conversation import Item, first_seen, item_of, items
 from localchat.tui.errands import Errand, summary_request, title_from, title_request
 from localchat.tui.exchange import Ended, Engine, Exchange, Prepare, Prepared, Preparing
-
-T = TypeVar("T")
-
-
-class View(Protocol):
-    """What shows a session: it is told what changed, always in the screen's own thread."""
-
-    def shown(self, at: int | None = None) -> None:
-        """The page is another one: `items()` tells it anew; `at` is the message to look at."""
-
-    def added(self, new: list[Item]) -> None:
-        """Messages came at the end."""
-
-    def named(self, node: int) -> None:
-        """A message was given its number, or its siblings changed."""
-
-    def ended(self, reply: Reply) -> None:
-        """An answer has come to its end, one way or another."""
-
-    def refused(self, text: str, attachments: list[Attachment], error: LocalchatError) -> None:
-        """A message did not go out: it is the person's again. `ChatsError`: it could not be kept."""
-
-    def queued(self, text: str | None) -> None:
-        """A message waits for the end of the answer, or no more."""
-
-    def full(self) -> None:
-        """The window is full: the person chooses what happens."""
-
-    def listed(self) -> None:
-        """The list of chats changed: a title, a new chat."""
+from localchat.tui.kept_chat import KeptChat
+from localchat.tui.view import View
 
 
 class Session:
@@ -74,26 +43,19 @@ class Session:
         titles: bool = True,
     ) -> None:
         self.settings = settings
-        self.chat: int | None = None
-        self.title = ""
-        self.titled_by = "words"
+        self.kept = KeptChat(keeper)
         self.tree = Tree()
         self.view: View | None = None
         self.running: Reply | None = None
         self.errand: Errand | None = None
         self.waiting: tuple[str, list[Attachment]] | None = None
-        self.keeps = True
-        self.last: Reply | None = None
         self._engine = engine
-        self._keeper = keeper
         self._prepare = prepare
         self._clock = clock
         self._titles = titles
         self._exchange: Exchange | None = None
         self._replies: dict[int, Reply] = {}
-        self._unkept = 0
         self._asking = False
-        self._written = (-1, -1)
 
     # What it is.
 
@@ -121,9 +83,9 @@ class Session:
         return self.reply(node.id) if node else None
 
     @property
-    def is_preparing(self) -> bool:
-        """Whether a model is being fetched for the answer: the engine does not have the message yet."""
-        return bool(self._exchange and self._exchange.is_preparing)
+    def chat(self) -> int | None:
+        """The chat's number, None until its first message is kept."""
+        return self.kept.number
 
     @property
     def busy(self) -> bool:
@@ -134,14 +96,12 @@ class Session:
 
     async def open(self, chat: int) -> None:
         """Take up a chat from the disk. Raises `ChatsError`."""
-        info, tree = await self._kept(lambda chats: (chats.info(chat), chats.tree(chat)))
-        self.chat, self.title, self.titled_by, self.tree = info.id, info.title, info.titled_by, tree
-        self.settings = info.settings
+        self.tree, self.settings = await self.kept.open(chat)
 
     async def change(self, settings: ChatSettings) -> None:
         """Other settings from the next request on."""
         self.settings = settings
-        await self._of_chat(lambda chats, chat: chats.set_settings(chat, settings))
+        await self.kept.change(lambda chats, chat: chats.set_settings(chat, settings))
 
     # Asking.
 
@@ -168,7 +128,7 @@ class Session:
         self.cancel_errand()
         parent = parent if edit else self.tree.tip
         message, reply = Message("user", text), Reply(self._clock())
-        self._replies, self.running, self.last = {}, reply, reply
+        self._replies, self.running = {}, reply
         prompt = Node(0, parent, message, created=time.time(), attachments=attachments)
         tree = Tree([Node(0, None, message, attachments=attachments)])
         self._beginning = [item_of(tree, tree.nodes[0], {}), Item(None, reply)]
@@ -179,7 +139,7 @@ class Session:
         else:
             self._tell(lambda view: view.added(self._beginning))
         try:
-            question, answer = await self._written_down(parent, message, attachments)
+            question, answer = await self.kept.ask(parent, message, attachments, self.settings)
         except ChatsError as problem:
             error = problem
         else:
@@ -201,16 +161,18 @@ class Session:
         target = self.tree.nodes[node] if node is not None else (path[-1] if path else None)
         if target is None or self.running:
             return
-        question = target if target.message.role == "user" else self.tree.nodes[target.parent or 0]
+        question = target if target.message.role == "user" else self.tree.nodes.get(target.parent or 0)
+        if question is None:
+            return
         self.cancel_errand()
         empty = target.message.role == "assistant" and not (target.message.text() or target.message.reasoning_content)
         reply = Reply(self._clock())
         if empty:
-            await self._resumed(target.id)
+            await self.kept.resume(target.id)
             answer = target
             answer.state = "unfinished"
         else:
-            number = await self._answered_again(question.id)
+            number = await self.kept.answer_again(question.id)
             answer = Node(number, question.id, Message("assistant"), "unfinished", time.time())
             self.tree.add(answer)
         self.tree.go_to(answer.id)
@@ -233,7 +195,7 @@ class Session:
         """Have the model continue an answer that ended too early. Raises `ChatsError`."""
         self.cancel_errand()
         target = self.tree.nodes[node]
-        await self._resumed(node)
+        await self.kept.resume(node)
         self.tree.go_to(node)
         target.state = "unfinished"
         reply = Reply.of(target)
@@ -266,7 +228,7 @@ class Session:
         tip = self.tree.tip_under(siblings[place])
         self.tree.go_to(tip)
         self._tell(lambda view: view.shown(siblings[place]))
-        await self._of_chat(lambda chats, chat: chats.go_to(chat, tip))
+        await self.kept.change(lambda chats, chat: chats.go_to(chat, tip))
         return True
 
     async def show_node(self, node: int) -> None:
@@ -274,13 +236,13 @@ class Session:
         if node in self.tree.nodes and all(node != one.id for one in self.tree.path()) and not self.running:
             tip = self.tree.tip_under(node)
             self.tree.go_to(tip)
-            await self._of_chat(lambda chats, chat: chats.go_to(chat, tip))
+            await self.kept.change(lambda chats, chat: chats.go_to(chat, tip))
         self._tell(lambda view: view.shown(node))
 
     async def rename(self, title: str) -> None:
         """Give the chat a title. Raises `ChatsError`."""
-        self.title, self.titled_by = title, "person"
-        await self._of_chat(lambda chats, chat: chats.rename(chat, title, "person"))
+        self.kept.rename(title, "person")
+        await self.kept.change(lambda chats, chat: chats.rename(chat, title, "person"))
         self._tell(lambda view: view.listed())
 
     # Errands: what the model is asked beside the conversation.
@@ -308,8 +270,7 @@ class Session:
         if not text:
             return
         self.tree.nodes[node].summary = text
-        if self.keeps:
-            await self._kept(lambda chats: chats.summarise(node, text))
+        await self.kept.change(lambda chats, _: chats.summarise(node, text))
         self._tell(lambda view: view.shown())
         reply = self.last_reply
         if reply and isinstance(reply.error, ContextExceeded):
@@ -324,15 +285,15 @@ class Session:
     def _make_title(self) -> None:
         reply, path = self.last_reply, self.tree.path()
         answered = [node for node in path if node.message.role == "assistant" and node.message.text()]
-        wanted = self._titles and self.titled_by == "words" and self.chat is not None and len(answered) == 1
+        wanted = self._titles and self.kept.titled_by == "words" and self.chat is not None and len(answered) == 1
         # A model that thinks first would be long about it.
         if not wanted or not reply or reply.state != "done" or reply.reasoning:
             return
 
         def done(text: str) -> None:
             if title := title_from(text):
-                self.title, self.titled_by = title, "model"
-                self._soon(lambda chats, chat: chats.rename(chat, title, "model"))
+                self.kept.rename(title, "model")
+                self.kept.soon(lambda chats, chat: chats.rename(chat, title, "model"))
                 self._tell(lambda view: view.listed())
 
         self.errand = Errand("naming the chat", self._engine, title_request(path, self.settings), self._clock(), done)
@@ -360,10 +321,7 @@ class Session:
                     reply.finish(now)
                 self._over(unsent=event.unsent)
                 return
-        written = len(reply.text), len(reply.reasoning)
-        if written != self._written and self.keeps and reply.node is not None:
-            self._written = written
-            self._keeper.write(reply.node, reply.message(), reply.outcome(now))
+        self.kept.write(reply, now)
 
     def close(self) -> None:
         """Stop, and leave everything to the keeper."""
@@ -376,9 +334,7 @@ class Session:
             # Stopped while it was being written down.
             self._over(unsent=False)
             return
-        self._written = (-1, -1)
-        if self.keeps and reply.node is not None:
-            self._keeper.follow(reply.node)
+        self.kept.follow(reply)
         self._exchange = Exchange(self._engine, what, self._prepare)
 
     def _over(self, *, unsent: bool) -> None:
@@ -390,8 +346,7 @@ class Session:
         assert reply.node is not None
         node = self.tree.nodes[reply.node]
         node.message, node.state, node.outcome = reply.message(), reply.kept_state(), reply.outcome(self._clock())
-        if self.keeps:
-            self._keeper.finish(node.id, node.message, node.state, node.outcome)
+        self.kept.finish(node)
         self._tell(lambda view: view.ended(reply))
         waiting, self.waiting = self.waiting, None
         if unsent:
@@ -415,7 +370,7 @@ class Session:
         question, reply = self.tree.nodes[answer.parent], self._replies[answer.id]
         self.tree.remove(answer.id)
         self.tree.remove(question.id)
-        self._soon(lambda chats, chat: chats.withdraw(chat, question.id))
+        self.kept.soon(lambda chats, chat: chats.withdraw(chat, question.id))
         error = reply.error or LocalchatError("stopped before the message was sent")
         self._tell(lambda view: view.shown())
         self._tell(lambda view: view.refused(question.message.text(), question.attachments, error))
@@ -433,53 +388,7 @@ class Session:
     def _take_up(self, node: Node, reply: Reply) -> None:
         reply.node = node.id
         self._replies[node.id] = reply
-        self.running = self.last = reply
-
-    # The disk.
-
-    async def _kept(self, work: Callable[[Chats], T]) -> T:
-        return await asyncio.wrap_future(self._keeper.call(work))
-
-    async def _of_chat(self, work: Callable[[Chats, int], object]) -> None:
-        """Have something kept of this chat, where it is kept at all. Raises `ChatsError`."""
-        if (future := self._soon(work)) is not None:
-            await asyncio.wrap_future(future)
-
-    def _soon(self, work: Callable[[Chats, int], T]) -> Future[T] | None:
-        chat = self.chat
-        return self._keeper.call(lambda chats: work(chats, chat)) if chat is not None and self.keeps else None
-
-    async def _written_down(
-        self, parent: int | None, message: Message, attachments: list[Attachment]
-    ) -> tuple[int, int]:
-        if not self.keeps:
-            return self._number(), self._number()
-        chat, settings = self.chat, self.settings
-
-        def work(chats: Chats) -> tuple[ChatInfo, int, int]:
-            with chats.together():
-                number = chat if chat is not None else chats.create(settings)
-                question, answer = chats.ask(number, parent, message, attachments, model=settings.model)
-                return chats.info(number), question, answer
-
-        info, question, answer = await self._kept(work)
-        self.chat, self.title, self.titled_by = info.id, info.title, info.titled_by
-        return question, answer
-
-    async def _answered_again(self, question: int) -> int:
-        if not self.keeps or self.chat is None:
-            return self._number()
-        chat = self.chat
-        return await self._kept(lambda chats: chats.answer_again(chat, question))
-
-    async def _resumed(self, node: int) -> None:
-        if self.keeps and node > 0:
-            await self._kept(lambda chats: chats.resume(node))
-
-    def _number(self) -> int:
-        """A number for a message that is not kept: below zero, where no kept one is."""
-        self._unkept -= 1
-        return self._unkept
+        self.running = reply
 
     def _tell(self, what: Callable[[View], object]) -> None:
         if self.view:

@@ -130,7 +130,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         """Send it; where it could not be kept and is sent again all the same, it goes out without."""
         text, attachments = message.text, list(message.attachments)
         if self._unkept and text == self._unkept:
-            self.session.keeps = False
+            self.session.kept.keeps = False
         self._unkept = ""
         editing, self.editing = self.editing, None
         if editing:
@@ -211,7 +211,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._show_session(self._new_session(before.settings))
         if draft == Draft():
             self.do(self._put_draft(None))
-        elif before.chat is not None and before.keeps:
+        elif before.chat is not None and before.kept.keeps:
             chat = before.chat
             self.keeper.call(lambda chats: chats.keep_draft(chat, Draft()))
             self.keep_draft()
@@ -255,7 +255,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.transcript.show_queued(session.waiting[0])
         self.start_looking()
 
-    # What the session tells (`session.View`).
+    # What the session tells (`view.View`).
 
     def shown(self, at: int | None = None) -> None:
         """Put the session's page on the screen."""
@@ -311,7 +311,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if self._draft_timer:
             self._draft_timer.stop()
             self._draft_timer = None
-        if not self.editing and self.session.keeps:
+        if not self.editing and self.session.kept.keeps:
             draft, chat = self.composer.draft(), self.session.chat
             self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
 
@@ -357,7 +357,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if self.transcript.has_focus and not self.session.busy:
             self.status.state = _READING
         used = reply.usage.total_tokens if reply and reply.usage else None
-        self.status.trouble = self.keeper.trouble if self.session.keeps else ""
+        self.status.trouble = self.keeper.trouble if self.session.kept.keeps else ""
         context = reply.context if reply else None
         self.status.share = used / context if used and context else None
         self.status.facts = tuple(
@@ -368,7 +368,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
                 used,
                 self._offline,
                 memory=self.memory,
-                unkept=not self.session.keeps,
+                unkept=not self.session.kept.keeps,
                 mode="editing an earlier message (Esc leaves)" if self.editing else self.composer.mode.lower(),
             )
         )

@@ -70,7 +70,7 @@ class Lists(ChatParts):
         """Give the chat a title."""
         from localchat.tui.screens.line import LineScreen
 
-        self.app.push_screen(LineScreen("The title of this chat", self.session.title), self._titled)
+        self.app.push_screen(LineScreen("The title of this chat", self.session.kept.title), self._titled)
 
     def slash_title(self, title: str) -> None:
         """Give the chat this title."""
@@ -84,7 +84,7 @@ class Lists(ChatParts):
         """Write the chat to a file."""
         from localchat.tui.screens.line import LineScreen
 
-        name = "".join(letter if letter.isalnum() or letter in " -_" else "-" for letter in self.session.title)
+        name = "".join(letter if letter.isalnum() or letter in " -_" else "-" for letter in self.session.kept.title)
         self.app.push_screen(
             LineScreen("Write this chat to (.md or .json)", f"{name.strip()[:60] or 'chat'}.md"),
             lambda file: self.slash_export(file) if file else None,
@@ -248,7 +248,7 @@ class Lists(ChatParts):
         )
         self._offering = False
         if not chosen:
-            self.session.keeps = False
+            self.session.kept.keeps = False
             self.show_status()
             return
         try:
