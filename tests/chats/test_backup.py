@@ -277,6 +277,18 @@ def test_messages_that_point_in_a_circle_are_taken_apart(chats: Chats, file: Pat
     chats.close()
 
 
+def test_a_chat_whose_messages_are_lost_keeps_its_title(chats: Chats, file: Path) -> None:
+    fill(chats, 2)
+    chats._db._connection.execute("DELETE FROM messages WHERE chat = 1 OR id = 8")
+    chats.close()
+    restore(None, file)
+    chats = Chats(file)
+    assert [(info.title, info.tip, info.messages) for info in chats.chats()] == [("chat 1", 7, 3), ("chat 0", None, 0)]
+    assert chats.tree(1).path() == []
+    assert [hit.chat for hit in chats.search("chat")] == [2]
+    chats.close()
+
+
 def test_backups_that_cannot_be_read_are_not_offered(chats: Chats, file: Path) -> None:
     fill(chats, 2)
     keep_daily(file, never)

@@ -120,7 +120,7 @@ async def test_every_field_reaches_its_setting() -> None:
 WRONG = [
     ("temperature", "hot", "it takes a number"),
     ("temperature", "11", "it takes a number of at most 10.0"),
-    ("temperature", "nan", "it takes a number"),
+    ("temperature", "nan", "it takes a number of at least 0.0"),
     ("top_p", "-1", "it takes a number of at least 0.0"),
     ("top_k", "1.5", "it takes a whole number"),
     ("repeat_penalty", "0", "it takes a number above 0.0"),

@@ -10,10 +10,15 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from fake_engine import FakeEngine, say, wait
+
+from localchat.chats.store import Chats
 
 CHAT = """
 import sys
@@ -71,6 +76,66 @@ def test_the_terminal_is_restored(end: str, tmp_path: Path) -> None:
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+@contextmanager
+def chat_at(engine: FakeEngine, home: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A chat in a terminal of its own: the terminal's other end, and the process."""
+    (home / "settings.toml").write_text("titles = false\n")
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    chat = subprocess.Popen(
+        [sys.executable, "-c", CHAT, engine.url],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "LOCALCHAT_HOME": str(home), "TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    try:
+        read_until(master, b"will answer")
+        yield master, chat
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def test_a_chat_that_is_killed_loses_nothing(tmp_path: Path) -> None:
+    with FakeEngine() as engine, chat_at(engine, tmp_path) as (master, chat):
+        engine.script(say("HALF AN"), wait("never"))
+        os.write(master, b"my words\r")
+        read_until(master, b"HALF AN")
+        # What was shown is on disk a second later at most.
+        time.sleep(1.0)
+        os.write(master, b"unsent")
+        read_until(master, b"unsent")
+        time.sleep(1.0)
+        chat.kill()
+        chat.wait()
+        chats = Chats(tmp_path / "chats" / "chats.db")
+        last = chats.latest("chat")
+        assert last
+        question, answer = chats.tree(last.id).path()
+        assert question.message.text() == "my words"
+        assert (answer.message.text(), answer.state) == ("HALF AN", "broken")
+        assert chats.draft(last.id).text == "unsent"
+        chats.close()
+
+
+def test_a_chat_that_was_suspended_is_drawn_whole_again(tmp_path: Path) -> None:
+    with FakeEngine() as engine, chat_at(engine, tmp_path) as (master, chat):
+        engine.script(say("ANSWER"))
+        os.write(master, b"go\r")
+        read_until(master, b"ANSWER")
+        os.write(master, b"\x1a")
+        read_until(master, b"\x1b[?1049l")
+        while psutil.Process(chat.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        chat.send_signal(signal.SIGCONT)
+        read_until(master, b"\x1b[?1049h")
+        read_until(master, b"ANSWER")
 
 
 def test_the_first_screen_loads_nothing_heavy() -> None:

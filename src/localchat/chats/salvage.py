@@ -22,7 +22,8 @@ _KEYS = {"drafts": "chat"}
 def salvage(damaged: sqlite3.Connection, into: Path) -> int:
     """Add what `damaged` holds and the database at `into` lacks; the number of messages that came by that.
 
-    A message whose parent is lost becomes a root, one whose chat is lost gets a new chat. Raises `sqlite3.Error`.
+    A message whose parent is lost becomes a root, one whose chat is lost gets a new chat; a chat keeps its title even
+    where all its messages are lost. Raises `sqlite3.Error`.
     """
     with closing(connect(into)) as target:
         target.execute("PRAGMA foreign_keys = OFF")
@@ -49,6 +50,10 @@ def salvage(damaged: sqlite3.Connection, into: Path) -> int:
             """INSERT INTO chats (id, kind, title, titled_by, created, updated, settings)
             SELECT chat, 'chat', 'Recovered', 'model', min(created), max(created), '{}' FROM messages
             WHERE chat NOT IN (SELECT id FROM chats) GROUP BY chat"""
+        )
+        target.execute(
+            """UPDATE chats SET tip = (SELECT max(id) FROM messages WHERE chat = chats.id)
+            WHERE tip NOT IN (SELECT id FROM messages)"""
         )
         came = _count(target) - before
         target.execute("COMMIT")

@@ -48,7 +48,7 @@ class ChatApp(App[None], inherit_bindings=False):
     def __init__(
         self,
         engine: Engine,
-        wanted: ChatSettings = ChatSettings(),
+        wanted: ChatSettings | None = None,
         *,
         chat: int | None = None,
         prepare: Prepare | None = None,
@@ -60,7 +60,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.theme = ANSI.name if self.no_color else chosen()
         self.keeper = Keeper()
         self._engine = engine
-        self._wanted = wanted
+        self._wanted = wanted or ChatSettings()
         self._chat = chat
         self._prepare = prepare
         self._clock = clock
@@ -109,7 +109,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
 
 def run(
-    engine: Engine, wanted: ChatSettings = ChatSettings(), *, chat: int | None = None, prepare: Prepare | None = None
+    engine: Engine, wanted: ChatSettings | None = None, *, chat: int | None = None, prepare: Prepare | None = None
 ) -> None:
     """Open the chat and return when the person leaves it; raises `SystemExit` where a signal or a fault ended it."""
     app = ChatApp(engine, wanted, chat=chat, prepare=prepare)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
 
 _WEB = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
@@ -73,8 +73,8 @@ def address(link: str) -> Address:
     elif not link.isprintable() or any(character in link for character in ' \\"<>`{}|^'):
         why = "it has characters that a plain address has not"
     if why:
-        return _with(shown, why=why)
-    return _with(shown, target=f"{scheme.lower()}://{network}{port}{quote(rest, safe=_ASCII)}")
+        return replace(shown, why=why)
+    return replace(shown, target=f"{scheme.lower()}://{network}{port}{quote(rest, safe=_ASCII)}")
 
 
 def open_in_browser(target: str) -> str:
@@ -121,10 +121,10 @@ def _mail(link: str, mail: re.Match[str]) -> Address:
     fields = {unquote(part.partition("=")[0]).lower() for part in (mail[2] or "").split("&") if part}
     if fields - _MAIL_FIELDS:
         # Some mail programs attach whatever file an address names.
-        return _with(shown, why="it asks for more than a subject and a text")
+        return replace(shown, why="it asks for more than a subject and a text")
     if not (link.isascii() and link.isprintable()) or any(character in link for character in ' \\"<>`{}|^'):
-        return _with(shown, why="it has characters that a plain address has not")
-    return _with(shown, target=link)
+        return replace(shown, why="it has characters that a plain address has not")
+    return replace(shown, target=link)
 
 
 def _network_host(host: str) -> str | None:
@@ -152,7 +152,3 @@ def _visible_one(character: str) -> str:
     if unicodedata.bidirectional(character) in _RIGHT_TO_LEFT:
         return quote(character)
     return character
-
-
-def _with(shown: Address, *, target: str = "", why: str = "") -> Address:
-    return Address(shown.before, shown.host, shown.after, shown.network_host, target, why)
