@@ -107,6 +107,18 @@ def test_calls_and_ends_are_done_in_order(keeper: Keeper, file: Path) -> None:
     assert kept(file, answer) == ("first and more", "done")
 
 
+def test_what_is_over_is_not_opened_again_by_a_late_piece(keeper: Keeper, file: Path) -> None:
+    _, answer = asked(keeper)
+    over = keeper.finish(answer, answer_of("all"), "done", Outcome())
+    keeper.write(answer, answer_of("al"), Outcome())
+    over.result(30)
+    keeper.write(answer, answer_of("al"), Outcome())
+    _, second = asked(keeper)
+    keeper.write(second, answer_of("b"), Outcome())
+    wait_for(lambda: kept(file, second) == ("b", "unfinished"))
+    assert kept(file, answer) == ("all", "done")
+
+
 def test_errors_come_to_who_asked(keeper: Keeper) -> None:
     with pytest.raises(NoSuchChat):
         keeper.call(lambda chats: chats.tree(99)).result(30)

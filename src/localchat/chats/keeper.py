@@ -60,6 +60,7 @@ class Keeper:
         self._chats: Chats | None = None
         self._work: deque[Callable[[], None]] = deque()
         self._answers: dict[int, _Answer] = {}
+        self._ended: set[int] = set()
         self._news = threading.Condition()
         self._give_up_at: float | None = None
         self._backup_at: float | None = None
@@ -75,15 +76,18 @@ class Keeper:
         return self._enqueue(lambda: self._restore(backup))
 
     def follow(self, node: int) -> None:
-        """An answer is going to be written: `write` may be called with it, until `finish`."""
+        """An answer is going to be written, for the first time or again."""
         with self._news:
+            self._ended.discard(node)
             before = self._overtake(node)
             self._answers[node] = _Answer(before.message, before.outcome, due=before.due) if before else _Answer()
 
     def write(self, node: int, message: Message, outcome: Outcome) -> None:
-        """The answer as it is now; saved within half a second."""
+        """The answer as it is now; saved within half a second. One that is over stays as it is, until `follow`."""
         with self._news:
             answer = self._answers.setdefault(node, _Answer())
+            if answer.over or node in self._ended:
+                return
             answer.message, answer.outcome = message, outcome
             if answer.due is None:
                 answer.due = max(time.monotonic(), answer.saved_at + _SAVE_S)
@@ -205,6 +209,7 @@ class Keeper:
         with self._news:
             if self._answers.get(node) is answer:
                 del self._answers[node]
+                self._ended.add(node)
         over = answer.over
         if over and over.set_running_or_notify_cancel():
             if error:

@@ -47,12 +47,15 @@ def converse(engine: LocalEngine | RemoteEngine, wanted: ChatSettings, chat: int
 def _leave_in_order_when_told_to() -> None:
     """Give the terminal back as it was, and keep what came: the editing of lines does neither where a signal kills."""
 
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+
     def leave(number: int, frame: object) -> None:
+        for one in numbers:  # once is enough: what came is being kept
+            signal.signal(one, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave)
+    for one in numbers:
+        signal.signal(one, leave)
 
 
 class _Leave(Exception):

@@ -73,6 +73,13 @@ ACTIONS = (
     Action("attach", "at", "Attach a file: type @ and a part of its name", "attach", "composer", "attach", "FILE"),
     Action("command", "slash", "A command: type / and a part of its name", where="composer"),
     Action("editor", "ctrl+g", "Write in your own editor", "editor", "composer", "editor"),
+    Action("unfold", "f5,alt+u", "Unfold the last attachment into the text", where="composer"),
+    Action("drop", "backspace", "Remove the last attachment, from the beginning of the text", where="composer"),
+    Action("undo", "ctrl+underscore,alt+z", "Undo (Ctrl Y does it again)", where="composer"),
+    Action("word", "alt+b,alt+f", "A word back, a word on", where="composer"),
+    Action("delete_word", "ctrl+w,alt+d", "Delete the word before, the word after", where="composer"),
+    Action("delete_line", "ctrl+u,ctrl+k", "Delete to the line's beginning, to its end", where="composer"),
+    Action("select_all", "alt+a", "Select everything", where="composer"),
     # The answer.
     Action("stop", "escape", "Stop the answer and keep what came", "stop", slash="stop"),
     Action("again", "ctrl+r", "Ask again: another answer beside the last one", "again", slash="retry"),

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -16,6 +18,7 @@ from textual.timer import Timer
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import Attachment, ChatSettings, Draft
 from localchat.chats.reply import Reply
+from localchat.client.local import LocalEngine
 from localchat.errors import ChatsDamaged, ChatsError, LocalchatError
 from localchat.safe_text import safe_line
 from localchat.settings import settings as own_settings
@@ -34,6 +37,9 @@ from localchat.tui.widgets.transcript import Transcript
 _LOOKS_PER_SECOND = 25
 _HINT_S = 4.0
 _DRAFT_S = 0.5
+_COUNTED_CHARS = 400
+"""Shorter texts are not worth a count of their tokens."""
+
 _READING = "↑↓ messages, y copies, e edits, r asks again, ←→ versions, Esc writes"
 
 
@@ -156,11 +162,16 @@ class ChatScreen(Steering, Lists, Answering, Looking):
     def on_composer_changed(self) -> None:
         """Keep the draft, in a moment."""
         if not self._draft_timer and not self.editing:
-            self._draft_timer = self.set_timer(_DRAFT_S, self.keep_draft)
+            self._draft_timer = self.set_timer(_DRAFT_S, self._rest)
 
     def on_descendant_focus(self) -> None:
         """Tell the keys that work now."""
         self.show_status()
+
+    def on_paste(self, event: events.Paste) -> None:
+        """What is pasted while the page has the focus is meant for the composer."""
+        self.composer.focus()
+        self.composer.paste(event.text)
 
     def on_composer_said(self, message: Composer.Said) -> None:
         """Show what the composer has to say."""
@@ -175,13 +186,30 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self.do(self._count(message.attachment, message.index))
 
     async def _count(self, attachment: Attachment, index: int) -> None:
-        import asyncio
+        if (tokens := await self._tokens(attachment.text)) is not None:
+            self.composer.set_tokens(index, tokens)
 
-        from localchat.client.local import LocalEngine
+    def _rest(self) -> None:
+        """The person paused in writing."""
+        self.keep_draft()
+        text = self.composer.text
+        if len(text) < _COUNTED_CHARS:
+            self.composer.hint = ""
+        else:
+            self.do(self._count_text(text))
 
-        if isinstance(self.engine, LocalEngine):
-            tokens = await asyncio.to_thread(self.engine.tokenize, attachment.text, self.session.settings.model)
-            self.composer.set_tokens(index, len(tokens))
+    async def _count_text(self, text: str) -> None:
+        if (tokens := await self._tokens(text)) is not None and text == self.composer.text:
+            self.composer.hint = f"{tokens:,} tokens"
+
+    async def _tokens(self, text: str) -> int | None:
+        """How many tokens a text has for the model of this chat; None where the engine is somewhere else."""
+        if not isinstance(self.engine, LocalEngine):
+            return None
+        try:
+            return len(await asyncio.to_thread(self.engine.tokenize, text, self.session.settings.model))
+        except LocalchatError:
+            return None  # nothing that a person must know: the message itself will tell
 
     def on_transcript_typed(self, message: Transcript.Typed) -> None:
         """A person who types wants to write."""
@@ -369,7 +397,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
                 self._offline,
                 memory=self.memory,
                 unkept=not self.session.kept.keeps,
-                mode="editing an earlier message (Esc leaves)" if self.editing else self.composer.mode.lower(),
+                mode="editing an earlier message (Esc leaves)" if self.editing else "",
             )
         )
 

@@ -30,7 +30,10 @@ class Steering(ChatParts):
             self.leave_edit()
 
     def action_again(self) -> None:
-        """Another answer to the last question."""
+        """Another answer to the last question; in vi's normal mode the key is that of redo."""
+        if self.composer.mode == "NORMAL" and self.composer.has_focus_within:
+            self.composer.redo()
+            return
         if self.session.running or not self.session.items():
             self.hint("stop the answer first" if self.session.running else "there is nothing to ask again")
             return

@@ -224,6 +224,10 @@ class Composer(Vertical):
         self._field.focus()
         self._field.type(text)
 
+    def redo(self) -> None:
+        """Do again what was undone."""
+        self._field.redo()
+
     def begin_attaching(self) -> None:
         """Open the list of files, as typing @ does."""
         self._field.focus()
