@@ -1,9 +1,9 @@
 """The terminal chat: what a token costs, how late a key is seen, a long chat, memory over many turns, the first screen.
 
-`python benchmarks/screen.py [tokens] [keys] [opening] [memory] [first] [--turns N]`; without names all but `memory`
-(2,000 turns take minutes). Tokens and opening are measured headless, until everything is painted: tokens in
-processor time, opening by the clock.
-Keys and the first screen are measured in a pseudo-terminal, on a fake engine that speaks the real protocol.
+`python benchmarks/screen.py [tokens] [opening] [garbage] [memory] [keys] [first] [--rounds N] [--turns N]`; without
+names all but `memory`: 2,000 turns take minutes. Tokens, opening and garbage are measured headless until everything is
+painted, tokens in processor time; keys and the first screen in a pseudo-terminal, on a fake engine that speaks the real
+protocol.
 """
 
 from __future__ import annotations
@@ -104,6 +104,31 @@ async def opening(rounds: int) -> None:
     print("\n### Opening a chat\n\n| | median ms | max |\n|---|---|---|")
     for name, times in [("20 messages", took[20]), ("2,000 messages", took[2000]), ("2,000, at a hit", jumps[1:])]:
         print(f"| {name} | {statistics.median(times):.0f} | {max(times):.0f} |")
+
+
+async def garbage(rounds: int) -> None:
+    """What no model should say, all of it at once: until it is on the screen, and its end."""
+    from tests.tui.pages import PageApp, answer, prompt, say
+    from tests.tui.test_garbage import GARBAGE
+
+    took: dict[str, list[float]] = {name: [] for name in GARBAGE}
+    app = PageApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        for _ in range(rounds):
+            for name, text in GARBAGE.items():
+                item = answer(state="waiting")
+                app.page.show([prompt("Go."), item])
+                say(item.content, text)  # type: ignore[arg-type]
+                began = time.perf_counter()
+                app.page.update(0.0)
+                await pilot.pause()
+                item.content.finish(1.0)  # type: ignore[union-attr]
+                app.page.update(1.0)
+                await pilot.pause()
+                took[name].append((time.perf_counter() - began) * 1000)
+    print("\n### Garbage, come at once, shown and finished\n\n| | median ms |\n|---|---|")
+    for name, times in took.items():
+        print(f"| {name} | {statistics.median(times):.0f} |")
 
 
 class Pty:
@@ -266,7 +291,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=2000)
     chosen = parser.parse_args()
-    parts = chosen.parts or ["tokens", "opening", "keys", "first"]
+    parts = chosen.parts or ["tokens", "opening", "garbage", "keys", "first"]
     print(f"{machine()}, {time.strftime('%Y-%m-%d')}, {chosen.rounds} rounds")
     # The screen of this process must keep nothing at a person's place.
     with tempfile.TemporaryDirectory() as home:
@@ -276,6 +301,8 @@ def main() -> None:
                 asyncio.run(tokens(chosen.rounds))
             if "opening" in parts:
                 asyncio.run(opening(chosen.rounds))
+            if "garbage" in parts:
+                asyncio.run(garbage(chosen.rounds))
             if "memory" in parts:
                 asyncio.run(memory(chosen.turns))
         # Programs in a terminal are started from a process with no other threads.

@@ -335,7 +335,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(
         terminal.read_until("half ")
     else:
         assert terminal.settings() != before, "the editing of lines has changed the modes"
-    # Python hears of a signal that comes just while a key is being handled with the next event only: then it comes again.
+    # Python hears of a signal that comes while a key is being handled with the next event only: so it comes again.
     due = 0.0
     while terminal._read(0.05):
         if time.monotonic() >= due:

@@ -85,8 +85,10 @@ class Keeper:
     def write(self, node: int, message: Message, outcome: Outcome) -> None:
         """The answer as it is now; saved within half a second. One that is over stays as it is, until `follow`."""
         with self._news:
+            if node in self._ended:
+                return
             answer = self._answers.setdefault(node, _Answer())
-            if answer.over or node in self._ended:
+            if answer.over:
                 return
             answer.message, answer.outcome = message, outcome
             if answer.due is None:

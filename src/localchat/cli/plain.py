@@ -46,7 +46,6 @@ def converse(engine: LocalEngine | RemoteEngine, wanted: ChatSettings, chat: int
 
 def _leave_in_order_when_told_to() -> None:
     """Give the terminal back as it was, and keep what came: the editing of lines does neither where a signal kills."""
-
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 
     def leave(number: int, frame: object) -> None:

@@ -116,6 +116,7 @@ class PlainChat:
         """Have the model continue an answer that ended too early. Raises `ChatsError`."""
         if self.keeps and node.id > 0:
             self.kept(lambda chats: chats.resume(node.id))
+            self._keeper.follow(node.id)
         reply = Reply.of(node)
         reply.resume(time.monotonic())
         self._answer(node, reply)

@@ -136,9 +136,11 @@ ACTIONS = (
     Action("write", "escape,tab,i", "Back to writing", "write", "page"),
     # The list of chats: its own keys, listed here.
     Action("list_open", "enter", "Open the chat", where="sidebar"),
-    Action("list_rename", "r", "Rename it", where="sidebar"),
+    Action("list_new", "n", "Begin a new chat", where="sidebar"),
+    Action("list_rename", "r,f2", "Rename it", where="sidebar"),
     Action("list_pin", "p", "Pin it to the top", where="sidebar"),
-    Action("list_delete", "d", "Delete it (u undoes)", where="sidebar"),
+    Action("list_delete", "d,delete", "Delete it", where="sidebar"),
+    Action("list_undo", "u", "Bring back what was deleted last", where="sidebar"),
     Action("list_filter", "slash", "Filter by title", where="sidebar"),
     Action("list_leave", "escape", "Back to writing", where="sidebar"),
 )

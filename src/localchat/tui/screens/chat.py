@@ -265,6 +265,12 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             await self.session.show_node(at)
             self.transcript.focus()
 
+    def stop_chat(self, chat: int) -> None:
+        """Stop the answer that a chat is getting, shown or not."""
+        for session in (self.session, *self._others):
+            if session.chat == chat:
+                session.stop()
+
     async def _put_draft(self, chat: int | None) -> None:
         self.composer.put(await self.read(lambda chats: chats.draft(chat)))
 

@@ -86,7 +86,7 @@ class Lists(ChatParts):
 
         name = "".join(letter if letter.isalnum() or letter in " -_" else "-" for letter in self.session.kept.title)
         self.app.push_screen(
-            LineScreen("Write this chat to (.md or .json)", f"{name.strip()[:60] or 'chat'}.md"),
+            LineScreen("Write this chat to (.md or .json)", f"{name.strip()[:60] or 'chat'}.md", _why_not),
             lambda file: self.slash_export(file) if file else None,
         )
 
@@ -203,8 +203,8 @@ class Lists(ChatParts):
 
     def on_sidebar_deleted(self, message: Sidebar.Deleted) -> None:
         """Gone, until it is brought back."""
+        self.stop_chat(message.chat)
         if message.chat == self.session.chat:
-            self.session.stop()
             self.begin_chat(focus=False)
         self._then_list(lambda chats: chats.delete(message.chat))
 
@@ -244,7 +244,7 @@ class Lists(ChatParts):
             Choice("l", "Later", "go on without the chats; nothing is kept", ""),
         ]
         chosen = await self.app.push_screen_wait(
-            ChooseScreen("The file of your chats is damaged.", choices, safe_line(error.message))
+            ChooseScreen("The file of your chats is damaged.", choices, safe_line(error.message), unasked=True)
         )
         self._offering = False
         if not chosen:
@@ -259,6 +259,16 @@ class Lists(ChatParts):
             return
         self.hint(f"restored; the damaged file is {safe_line(str(done.aside))}", lasting=True)
         await self.refresh_list()
+
+
+def _why_not(file: str) -> str | None:
+    """Why a file cannot be written under that name; None where it can."""
+    path = Path(file.strip()).expanduser()
+    if path.suffix.lower() not in (".md", ".json"):
+        return "the name has to end with .md or .json"
+    if path.exists():
+        return "that file exists: choose another name"
+    return None if path.absolute().parent.is_dir() else "there is no such folder"
 
 
 def _write_chat(chats: Chats, chat: int, path: Path) -> None:

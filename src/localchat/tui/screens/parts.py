@@ -52,6 +52,10 @@ class ChatParts(Screen[None]):
         """Show a chat, at a message of it."""
         raise NotImplementedError
 
+    def stop_chat(self, chat: int) -> None:
+        """Stop the answer that a chat is getting, shown or not."""
+        raise NotImplementedError
+
     async def refresh_list(self) -> None:
         """Read the list of chats anew, where it is shown."""
         raise NotImplementedError

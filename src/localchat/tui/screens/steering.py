@@ -131,9 +131,8 @@ class Steering(ChatParts):
             Choice("m", "Summarise", "the model sums the older messages up, and sees the summary instead", "summarise"),
             Choice("n", "Nothing", "shorten your message, or begin a new chat", ""),
         ]
-        self.app.push_screen(
-            ChooseScreen("The context window is full. What shall the model see?", choices), self._chosen
-        )
+        question = "The context window is full. What shall the model see?"
+        self.app.push_screen(ChooseScreen(question, choices, unasked=True), self._chosen)
 
     def _chosen(self, choice: str | None) -> None:
         if choice == "slide":
