@@ -301,7 +301,7 @@ def test_the_line_of_a_fault_is_found(tmp_path: Path, text: str, line: int, key:
 
 def test_what_can_be_chosen_is_named(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text('theme = "drak"\n')
-    with pytest.raises(UsageError, match='it takes "dark" or "light" or "contrast" or "ansi"$'):
+    with pytest.raises(UsageError, match=r'it takes "dark" or "light" or "contrast" or "ansi"$'):
         settings_module.load(tmp_path / "settings.toml")
 
 

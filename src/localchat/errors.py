@@ -102,24 +102,32 @@ class ChatsError(LocalchatError):
 class ChatsLocked(ChatsError):
     """Another program holds the file, and did not let go in time."""
 
+    code = "chats_locked"
+
 
 class ChatsReadOnly(ChatsError):
     """The file or its folder cannot be written."""
+
+    code = "chats_read_only"
 
 
 class ChatsDiskFull(ChatsError):
     """There is no room for what was to be kept."""
 
+    code = "chats_disk_full"
+
 
 class ChatsDamaged(ChatsError):
     """The file is not what SQLite wrote."""
 
+    code = "chats_damaged"
     exit_code = 8
 
 
 class NoSuchChat(ChatsError):
     """No chat goes by that number."""
 
+    code = "chat_not_found"
     exit_code = 2
 
 
@@ -144,6 +152,12 @@ _BY_CODE = {
         EngineLeaving,
         NeedsVerification,
         DamagedFile,
+        ChatsError,
+        ChatsLocked,
+        ChatsReadOnly,
+        ChatsDiskFull,
+        ChatsDamaged,
+        NoSuchChat,
         Interrupted,
     )
 }

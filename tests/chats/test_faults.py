@@ -110,7 +110,7 @@ def all_faults(folder: Path, step: int, first: int) -> None:
 
 @needs_library
 def test_each_system_call_fails_once(tmp_path: Path, dice: object) -> None:
-    all_faults(tmp_path, 7, dice.randrange(7))  # type: ignore[attr-defined]
+    all_faults(tmp_path, 13, dice.randrange(13))  # type: ignore[attr-defined]
 
 
 @needs_library

@@ -79,9 +79,7 @@ def test_the_chat_gets_every_option(empty_home: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     pairs = (("stop", "X"), ("thinking", "false"), ("max_tokens", "9"), ("context", "512"), ("seed", "3"))
     chat.open_chat(wishes("m", "s", pairs), "http://127.0.0.1:9")
-    assert got == [
-        ChatSettings("m", "s", Sampling(seed=3), max_tokens=9, context=512, stop=["X"], thinking=False)
-    ]
+    assert got == [ChatSettings("m", "s", Sampling(seed=3), max_tokens=9, context=512, stop=["X"], thinking=False)]
 
 
 def carried(home: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 from fake_engine import Refuse, progress, say, think, usage, wait
@@ -83,11 +84,12 @@ async def test_split_at_every_character(bench: Bench) -> None:
 
 
 async def test_while_a_model_is_fetched(bench: Bench) -> None:
+    bench.engine.script([Refuse(404, "model_not_found", "no model is here")])
     bench.engine.script(say("ok"))
 
     seen = threading.Event()
 
-    def prepare(tell) -> None:
+    def prepare(model: str, tell: Callable[[str], None]) -> None:
         tell(EVERYTHING)
         seen.wait(20)
 

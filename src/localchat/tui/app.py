@@ -19,6 +19,9 @@ from textual.screen import Screen
 
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import ChatSettings
+from localchat.errors import UsageError
+from localchat.paths import paths
+from localchat.safe_text import safe_line
 from localchat.settings import is_offline, settings
 from localchat.tui.actions import ACTIONS
 from localchat.tui.exchange import Engine, Prepare
@@ -65,7 +68,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._prepare = prepare
         self._clock = clock
         self._signals: list[signal.Signals] = []
-        self.set_keymap(settings().keys)
+        self.set_keymap(_own_keys())
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
@@ -106,6 +109,19 @@ class ChatApp(App[None], inherit_bindings=False):
         for action in ACTIONS:
             if action.method and action.name != "palette":
                 yield SystemCommand(action.label, action.key_label, partial(self.run_action, action.method, screen))
+
+
+def _own_keys() -> dict[str, str]:
+    """The person's own keys, by action. Raises `UsageError` where there is no such action."""
+    keys, known = settings().keys, {action.name for action in ACTIONS}
+    for name in keys:
+        if name not in known:
+            import difflib
+
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}?" if close else "known are " + ", ".join(sorted(known))
+            raise UsageError(f"{paths().settings}: [keys] has no action {safe_line(name)!r}: {meant}")
+    return keys
 
 
 def run(

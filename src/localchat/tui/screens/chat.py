@@ -31,7 +31,7 @@ from localchat.tui.screens.looking import Looking
 from localchat.tui.screens.steering import Steering
 from localchat.tui.session import Session
 from localchat.tui.widgets.composer import Composer
-from localchat.tui.widgets.status import Status, facts, state_text
+from localchat.tui.widgets.status import Status, facts, key_of, state_text
 from localchat.tui.widgets.transcript import Transcript
 
 _LOOKS_PER_SECOND = 25
@@ -88,7 +88,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._draft_timer: Timer | None = None
         own = own_settings()
         self.session = self._new_session(settings)
-        self.transcript = Transcript(self.shown_model(), offline, thinking_open=own.show_thinking)
+        self.transcript = Transcript(self.shown_model(), offline, thinking_open=own.show_thinking, key=key_of)
         self.composer = Composer(commands=slash_commands(), newline_on_enter=own.newline_on_enter, vim=own.vim)
         self.status = Status()
 
