@@ -38,9 +38,9 @@ class TemplateRenderer:
         self._start()
 
     def _start(self) -> None:
-        # -I: neither the current folder nor PYTHON* variables decide what is imported.
+        # Neither the current folder (-P) nor PYTHON* variables (-E) decide what is imported.
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-E", "-P", str(_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self._is_ready = self._is_set_up = False
         self._received = bytearray()
