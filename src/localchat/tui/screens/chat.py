@@ -82,6 +82,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._last_title: str | None = None
         self._others: list[Session] = []
         self._unkept = ""
+        self._offered = False
         self._quit_until = 0.0
         self._timer: Timer | None = None
         self._hint_timer: Timer | None = None
@@ -392,6 +393,9 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.status.state = _READING
         used = reply.usage.total_tokens if reply and reply.usage else None
         self.status.trouble = self.keeper.trouble if self.session.kept.keeps else ""
+        if self.keeper.damage and not self._offered:
+            self._offered = True
+            self.offer_backup(ChatsDamaged(self.keeper.damage))
         context = reply.context if reply else None
         self.status.share = used / context if used and context else None
         self.status.facts = tuple(

@@ -253,7 +253,7 @@ class Lists(ChatParts):
             return
         try:
             copy = chosen if isinstance(chosen, backup.Backup) else None
-            done = await asyncio.to_thread(backup.restore, copy)
+            done = await asyncio.wrap_future(self.keeper.restore(copy))
         except LocalchatError as problem:
             self.hint(safe_line(problem.message), lasting=True)
             return
