@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from localchat.errors import ChatsError
@@ -21,7 +22,7 @@ VERSION = 1
 # which finds any part of a text. Korean has spaces, but its particles hang on the words; so it is treated alike.
 # What is in the index is taken out of it by the same words: another set of characters needs a new version, and a new
 # index.
-_UNSPACED = re.compile(
+_UNSPACED = (
     "(["
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
@@ -112,9 +113,15 @@ STEPS: dict[int, Step] = {}
 """From the version of the key to the next one. A step must not commit: all of them are one transaction."""
 
 
+@cache
+def _unspaced() -> re.Pattern[str]:
+    """Compiled when it is first needed: that takes milliseconds, and many texts are ASCII."""
+    return re.compile(_UNSPACED)
+
+
 def spaced(text: str) -> str:
     """`text` as it is indexed and searched: a space on either side of each character that is a word of its own."""
-    return text if text.isascii() else _UNSPACED.sub(r" \1 ", text)
+    return text if text.isascii() else _unspaced().sub(r" \1 ", text)
 
 
 def prepare(connection: sqlite3.Connection, file: Path) -> None:
