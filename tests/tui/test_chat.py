@@ -199,6 +199,16 @@ async def test_an_engine_that_is_killed_leaves_what_it_said(bench: Bench) -> Non
         await bench.until(pilot, lambda: "cannot reach" in bench.shown)
 
 
+async def test_a_long_text_scrolls_in_the_composer_and_leaves_room_for_the_page(bench: Bench) -> None:
+    async with bench.app().run_test(size=SIZE) as pilot:
+        bench.composer.type("\n".join(f"line {number}" for number in range(40)))
+        await bench.until(pilot, lambda: "line 39" in bench.shown)
+        assert "F1 keys" in bench.shown.splitlines()[-1]
+        assert bench.screen.transcript.region.height > SIZE[1] // 2
+        await pilot.press("alt+a", "backspace")
+        await bench.until(pilot, lambda: bench.screen.transcript.region.height == SIZE[1] - 4)
+
+
 async def test_a_new_chat_forgets_the_turns_and_keeps_the_draft(bench: Bench) -> None:
     bench.engine.script(say("Old words"), wait("never"))
     bench.engine.script(say("New words"))

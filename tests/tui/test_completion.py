@@ -222,6 +222,8 @@ def test_commands_that_begin_so_come_first() -> None:
     assert [name for name, _, _ in fitting("e", COMMANDS)] == ["new", "model", "system", "settings", "help"]
     assert [name for name, _, _ in fitting("el", COMMANDS)] == ["model", "help"]
     assert [name for name, _, _ in fitting("s", COMMANDS)] == ["system", "settings"]
+    # What is typed to its end is what Enter does.
+    assert fitting("set", [("settings", "", ""), ("set", "", ""), ("reset", "", "")])[0][0] == "set"
 
 
 async def test_keys_that_come_at_once_mean_what_was_typed_before_them(desk: Desk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -93,6 +94,35 @@ async def test_asking_again_makes_a_sibling_and_one_can_go_back(bench: Bench) ->
         assert sent(bench) == ["count", "One.", "on"]
     assert sent(bench, 1) == ["count"]
     assert words(kept()) == ["count", "One.", "on", "Three."]
+
+
+async def test_two_that_begin_an_answer_at_the_same_moment_begin_one(bench: Bench) -> None:
+    bench.engine.script(say("One."))
+    bench.engine.script(say("Two."), wait("go"), say(" And on."))
+    bench.engine.script(say("Three."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await asked(bench, pilot, "count")
+        session = bench.screen.session
+        await asyncio.gather(session.again(), session.again(), session.ask("waits", []))
+        assert session.waiting and session.waiting.text == "waits"
+        await bench.until(pilot, lambda: "Two." in bench.shown)
+        bench.engine.go("go")
+        await bench.until(pilot, lambda: "Three." in bench.shown)
+        await bench.answered(pilot)
+        assert "2 of 2" in bench.shown
+        assert sent(bench) == ["count", "Two. And on.", "waits"]
+    assert [node.state for node in kept()] == ["done"] * 4
+
+
+async def test_a_page_that_begins_at_an_answer_without_a_word_yet_shows_its_end(bench: Bench) -> None:
+    bench.engine.script(wait("go"), say("One."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "count")
+        await bench.until(pilot, lambda: bench.engine.requests)
+        bench.screen.shown(bench.screen.session.items()[-1].node)
+        await bench.until(pilot, lambda: "count" in bench.shown)
+        bench.engine.go("go")
+        await bench.answered(pilot)
 
 
 async def test_editing_an_earlier_message_keeps_the_old_one_and_all_that_followed(bench: Bench) -> None:

@@ -26,6 +26,9 @@ State = Literal[
     "failed",
     "broken",  # the program that wrote it died; what had come by then was kept
 ]
+ELSEWHERE = "another window is still writing this answer"
+"""The note of an answer that was found unfinished while its writer lives."""
+
 _OVER: tuple[State, ...] = ("done", "stopped", "failed", "broken")
 
 
@@ -75,6 +78,7 @@ class Reply:
             message.text(),
             message.reasoning_content or "",
             told.model,
+            ELSEWHERE if node.state == "unfinished" else "",
             usage=told.usage,
             timings=told.timings,
             context=told.context,

@@ -20,6 +20,7 @@ _NAMES = {
     "down": "↓",
     "slash": "/",
     "at": "@",
+    "underscore": "_",
     "left_square_bracket": "[",
     "right_square_bracket": "]",
 }

@@ -58,7 +58,10 @@ def meaning(text: str, commands: Sequence[SlashCommand]) -> Text | Call | Slip:
 
 
 def fitting(typed: str, commands: Sequence[SlashCommand]) -> list[SlashCommand]:
-    """The commands whose name begins with `typed`, then those that contain it."""
+    """The commands whose name begins with `typed` (one that is typed to its end comes first: Enter must not make
+    /settings of /set), then those that contain it.
+    """
     begins = [command for command in commands if command[0].startswith(typed)]
+    begins.sort(key=lambda command: command[0] != typed)
     contains = [command for command in commands if typed in command[0] and command not in begins]
     return begins + contains

@@ -10,6 +10,7 @@ import msgspec
 from localchat.chats.records import ChatSettings, Node
 from localchat.chats.reply import Reply
 from localchat.chats.requests import request
+from localchat.errors import LocalchatError
 from localchat.protocol import ChatRequest, Chunk, Extras, Message
 from localchat.safe_text import safe_line
 from localchat.tui.exchange import Ended, Engine, Exchange
@@ -27,14 +28,21 @@ _SUMMARY = (
 
 
 class Errand:
-    """A request beside the conversation; `done` gets the text, once there is one."""
+    """A request beside the conversation; `done` gets the text once it is whole, `failed` why there is none."""
 
     def __init__(
-        self, what: str, engine: Engine, asked: ChatRequest, now: float, done: Callable[[str], object]
+        self,
+        what: str,
+        engine: Engine,
+        asked: ChatRequest,
+        now: float,
+        done: Callable[[str], object],
+        failed: Callable[[LocalchatError], object] = lambda error: None,
     ) -> None:
         self.what = what
         self.reply = Reply(now)
         self._done = done
+        self._failed = failed
         self._exchange = Exchange(engine, asked)
 
     def look(self, now: float) -> bool:
@@ -43,7 +51,9 @@ class Errand:
             if isinstance(event, Chunk):
                 self.reply.take(event, now)
             elif isinstance(event, Ended):
-                if not event.error:
+                if event.error:
+                    self._failed(event.error)
+                else:
                     self._done(self.reply.text.strip())
                 return True
         return False

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from localchat.chats.keeper import Keeper
-from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Node
+from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Draft, Node
 from localchat.chats.reply import Reply
 from localchat.chats.store import Chats
 from localchat.chats.tree import Tree
@@ -43,11 +43,11 @@ class KeptChat:
         """Keep a message and its unfinished answer, in one transaction: their numbers."""
         if not self.keeps:
             return self._next(), self._next()
-        known = self.number
+        known, title = self.number, self.title if self.titled_by == "person" else ""
 
         def work(chats: Chats) -> tuple[ChatInfo, int, int]:
             with chats.together():
-                number = known if known is not None else chats.create(settings)
+                number = known if known is not None else chats.create(settings, title=title)
                 question, answer = chats.ask(number, parent, message, attachments, model=settings.model)
                 return chats.info(number), question, answer
 
@@ -70,7 +70,8 @@ class KeptChat:
     async def change(self, work: Callable[[Chats, int], object]) -> None:
         """Have something changed about this chat."""
         if (future := self.soon(work)) is not None:
-            await asyncio.wrap_future(future)
+            # What the person did is done, also where nobody waits for it any more.
+            await asyncio.shield(asyncio.wrap_future(future))
 
     def soon(self, work: Callable[[Chats, int], T]) -> Future[T] | None:
         """Have something changed about this chat, without waiting for it; None where it is not kept."""
@@ -80,6 +81,18 @@ class KeptChat:
     def rename(self, title: str, by: str) -> None:
         """Remember a title that was given."""
         self.title, self.titled_by = title, by
+
+    def leave_draft(self, text: str, attachments: list[Attachment]) -> None:
+        """Put a message that did not go out before the draft of this chat."""
+        number = self.number
+
+        def work(chats: Chats) -> None:
+            draft = chats.draft(number)
+            if not draft.text.startswith(text):
+                joined = f"{text}\n{draft.text}" if draft.text else text
+                chats.keep_draft(number, Draft(joined, [*attachments, *draft.attachments]))
+
+        self._keeper.call(work)
 
     # The answer that is being written.
 
@@ -102,7 +115,7 @@ class KeptChat:
             self._keeper.finish(node.id, node.message, node.state, node.outcome)
 
     async def _done(self, work: Callable[[Chats], T]) -> T:
-        return await asyncio.wrap_future(self._keeper.call(work))
+        return await asyncio.shield(asyncio.wrap_future(self._keeper.call(work)))
 
     def _take(self, info: ChatInfo) -> None:
         self.number, self.title, self.titled_by = info.id, info.title, info.titled_by

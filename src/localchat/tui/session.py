@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 import msgspec
 
@@ -24,6 +25,18 @@ from localchat.tui.errands import Errand, summary_request, title_from, title_req
 from localchat.tui.exchange import Ended, Engine, Exchange, Prepare, Prepared, Preparing
 from localchat.tui.kept_chat import KeptChat
 from localchat.tui.view import View
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A message on its way to the disk, or one that waits for the end of the answer; with `edit` its place is beside
+    the one whose parent is `parent`.
+    """
+
+    text: str
+    attachments: list[Attachment]
+    parent: int | None = None
+    edit: bool = False
 
 
 class Session:
@@ -48,14 +61,17 @@ class Session:
         self.view: View | None = None
         self.running: Reply | None = None
         self.errand: Errand | None = None
-        self.waiting: tuple[str, list[Attachment]] | None = None
+        self.waiting: Waiting | None = None
         self._engine = engine
         self._prepare = prepare
         self._clock = clock
         self._titles = titles
         self._exchange: Exchange | None = None
         self._replies: dict[int, Reply] = {}
-        self._asking = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: list[Waiting] = []
+        # Whoever begins an answer waits for the disk: two that do at the same moment begin one after the other.
+        self._one_by_one = asyncio.Lock()
 
     # What it is.
 
@@ -90,7 +106,8 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether there is something to look at: an answer, a title or a summary on its way."""
-        return self._asking or self.running is not None or self.errand is not None
+        beginning = bool(self._asked) or self._one_by_one.locked()
+        return beginning or self.running is not None or self.errand is not None
 
     # Opening.
 
@@ -112,28 +129,34 @@ class Session:
 
         While an answer is on its way, one message waits for its end. `busy` from the call on.
         """
-        self._asking = True
-        return self._ask(text, attachments, parent, edit)
+        asked = Waiting(text, attachments, parent, edit)
+        self._asked.append(asked)
+        return self._ask(asked)
 
-    async def _ask(self, text: str, attachments: list[Attachment], parent: int | None, edit: bool) -> None:
-        self._asking = False
+    async def _ask(self, asked: Waiting) -> None:
+        async with self._one_by_one:
+            if asked in self._asked:
+                self._asked.remove(asked)
+                await self._ask_now(asked)
+
+    async def _ask_now(self, asked: Waiting) -> None:
+        text, attachments = asked.text, asked.attachments
         if self.running:
             if self.waiting is None:
-                self.waiting = text, attachments
+                self.waiting = asked
                 self._tell(lambda view: view.queued(text))
             else:
-                error = LocalchatError("one message is waiting already; this one stays here")
-                self._tell(lambda view: view.refused(text, attachments, error))
+                self._give_back(asked, LocalchatError("one message is waiting already; this one stays here"))
             return
         self.cancel_errand()
-        parent = parent if edit else self.tree.tip
+        parent = asked.parent if asked.edit else self.tree.tip
         message, reply = Message("user", text), Reply(self._clock())
         self._replies, self.running = {}, reply
         prompt = Node(0, parent, message, created=time.time(), attachments=attachments)
         tree = Tree([Node(0, None, message, attachments=attachments)])
         self._beginning = [item_of(tree, tree.nodes[0], {}), Item(None, reply)]
         self._beginning[0].node = None
-        if edit:
+        if asked.edit:
             self.tree.tip = parent
             self._tell(lambda view: view.shown())
         else:
@@ -150,13 +173,17 @@ class Session:
             return
         self.running = None
         self._tell(lambda view: view.shown())
-        self._tell(lambda view: view.refused(text, attachments, error))
+        self._give_back(asked, error)
 
     async def again(self, node: int | None = None) -> None:
         """Another answer to a question (`node`, or the one of the answer `node`; the last one where none is named).
 
         An attempt that came to nothing is taken up instead of leaving it beside the new one. Raises `ChatsError`.
         """
+        async with self._one_by_one:
+            await self._again(node)
+
+    async def _again(self, node: int | None) -> None:
         path = self.tree.path()
         target = self.tree.nodes[node] if node is not None else (path[-1] if path else None)
         if target is None or self.running:
@@ -185,6 +212,8 @@ class Session:
         target, reply = self.tree.nodes[node], self.reply(node)
         if target.message.role != "assistant":
             return "choose an answer to go on with"
+        if target.state == "unfinished":
+            return "another window is still writing this answer: open the chat again when it is done"
         if reply.state == "done" and reply.finish_reason != "length":
             return "this answer came to its own end"
         if self.tree.tip_under(node) != node:
@@ -193,6 +222,11 @@ class Session:
 
     async def go_on(self, node: int) -> None:
         """Have the model continue an answer that ended too early. Raises `ChatsError`."""
+        async with self._one_by_one:
+            if not self.running:
+                await self._go_on(node)
+
+    async def _go_on(self, node: int) -> None:
         self.cancel_errand()
         target = self.tree.nodes[node]
         await self.kept.resume(node)
@@ -260,14 +294,19 @@ class Session:
         older = path[:end]
 
         def done(text: str) -> None:
-            asyncio.get_running_loop().create_task(self._summarised(older[-1].id, text))
+            self._soon(self._summarised(older[-1].id, text))
 
+        def failed(error: LocalchatError) -> None:
+            self._tell(lambda view: view.said(f"no summary: {error.message}"))
+
+        asked = summary_request(older, self.settings)
         self.cancel_errand()
-        self.errand = Errand("summarising", self._engine, summary_request(older, self.settings), self._clock(), done)
+        self.errand = Errand("summarising", self._engine, asked, self._clock(), done, failed)
         return ""
 
     async def _summarised(self, node: int, text: str) -> None:
         if not text:
+            self._tell(lambda view: view.said("the model gave no summary: try again, or let the oldest messages slide"))
             return
         self.tree.nodes[node].summary = text
         await self.kept.change(lambda chats, _: chats.summarise(node, text))
@@ -324,8 +363,11 @@ class Session:
         self.kept.write(reply, now)
 
     def close(self) -> None:
-        """Stop, and leave everything to the keeper."""
+        """Stop, and leave everything to the keeper: what was not sent becomes a draft."""
         self.cancel_errand()
+        asked, self._asked = self._asked, []
+        for one in asked:
+            self.kept.leave_draft(one.text, one.attachments)
         if self.running:
             self.stop()
 
@@ -354,18 +396,17 @@ class Session:
         if waiting is not None:
             self._tell(lambda view: view.queued(None))
             if reply.state == "done":
-                asyncio.get_running_loop().create_task(self.ask(*waiting))
+                self._soon(self.ask(waiting.text, waiting.attachments, waiting.parent, edit=waiting.edit))
                 return
-            error = LocalchatError("the answer did not end well: your next message was not sent")
-            self._tell(lambda view: view.refused(*waiting, error))
+            self._give_back(waiting, LocalchatError("the answer did not end well: your next message was not sent"))
         if isinstance(reply.error, ContextExceeded):
             self._tell(lambda view: view.full())
         elif not unsent:
             self._make_title()
 
     def _take_back(self, answer: Node) -> None:
-        """A message that no engine saw goes back to where it was written."""
-        if answer.parent is None or self.tree.siblings(answer.id) != [answer.id]:
+        """A message that no engine saw goes back to where it was written; where nobody looks, it stays in the chat."""
+        if not self.view or answer.parent is None or self.tree.siblings(answer.id) != [answer.id]:
             return
         question, reply = self.tree.nodes[answer.parent], self._replies[answer.id]
         self.tree.remove(answer.id)
@@ -373,7 +414,14 @@ class Session:
         self.kept.soon(lambda chats, chat: chats.withdraw(chat, question.id))
         error = reply.error or LocalchatError("stopped before the message was sent")
         self._tell(lambda view: view.shown())
-        self._tell(lambda view: view.refused(question.message.text(), question.attachments, error))
+        self._give_back(Waiting(question.message.text(), question.attachments), error)
+
+    def _give_back(self, asked: Waiting, error: LocalchatError) -> None:
+        """A message that did not go out is the person's again: in the composer or, where nobody looks, as a draft."""
+        if self.view:
+            self.view.refused(asked.text, asked.attachments, error)
+        else:
+            self.kept.leave_draft(asked.text, asked.attachments)
 
     def _hang(self, prompt: Node, answer: int, reply: Reply) -> None:
         self.tree.add(prompt)
@@ -389,6 +437,21 @@ class Session:
         reply.node = node.id
         self._replies[node.id] = reply
         self.running = reply
+
+    def _soon(self, work: Coroutine[object, object, None]) -> None:
+        """Run `work` beside whatever happens; what goes wrong is told."""
+
+        async def run() -> None:
+            try:
+                await work
+            except LocalchatError as error:
+                said = error.message
+                self._tell(lambda view: view.said(said))
+
+        task = asyncio.get_running_loop().create_task(run())
+        # The loop itself does not keep a task alive.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _tell(self, what: Callable[[View], object]) -> None:
         if self.view:

@@ -34,5 +34,8 @@ class View(Protocol):
     def full(self) -> None:
         """The window is full: the person chooses what happens."""
 
+    def said(self, text: str) -> None:
+        """One sentence for the person."""
+
     def listed(self) -> None:
         """The list of chats changed: a title, a new chat."""

@@ -17,6 +17,7 @@ from localchat.errors import LocalchatError
 from localchat.protocol import Sampling
 from localchat.protocol import Status as EngineStatus
 from localchat.safe_text import safe_line
+from localchat.settings import plainly
 from localchat.tui.downloads import Download, Downloads, describe
 from localchat.tui.exchange import Engine, ask_who_answers, look_at_engine, warm_up
 from localchat.tui.screens.parts import ChatParts
@@ -34,6 +35,7 @@ class Answering(ChatParts):
 
     engine: Engine
     wanted: ChatSettings
+    downloads: Downloads
     default_model = ""
     memory: int | None = None
     offers: FirstModel | None = None
@@ -61,7 +63,6 @@ class Answering(ChatParts):
 
     def begin_answering(self) -> None:
         """Find out who answers, and have the engine warm up."""
-        self.downloads = Downloads(lambda download: self.post_message(self.Downloaded(download)))
         if not self.wanted.model:
             ask_who_answers(self.engine, lambda model: self.post_message(self.AnswersAs(model)))
         threading.Thread(target=self._look_for_models, name="models", daemon=True).start()
@@ -224,4 +225,5 @@ class Answering(ChatParts):
 
 
 def _in_words(error: msgspec.ValidationError) -> str:
-    return safe_line(str(error).partition(" - at")[0])
+    # What is typed is always text: that it is some is no news.
+    return safe_line(plainly(str(error).partition(" - at")[0]).removesuffix(", not text"))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -24,6 +23,7 @@ from localchat.safe_text import safe_line
 from localchat.settings import settings as own_settings
 from localchat.tui.actions import bindings, by_slash, slash_commands
 from localchat.tui.conversation import Item
+from localchat.tui.downloads import Downloads
 from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.answering import Answering
 from localchat.tui.screens.lists import Lists
@@ -82,6 +82,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._last_title: str | None = None
         self._others: list[Session] = []
         self._unkept = ""
+        self._kept_draft = Draft()
         self._offered = False
         self._quit_until = 0.0
         self._timer: Timer | None = None
@@ -89,6 +90,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._draft_timer: Timer | None = None
         own = own_settings()
         self.session = self._new_session(settings)
+        self.downloads = Downloads(lambda download: self.post_message(self.Downloaded(download)))
         self.transcript = Transcript(self.shown_model(), offline, thinking_open=own.show_thinking, key=key_of)
         self.composer = Composer(commands=slash_commands(), newline_on_enter=own.newline_on_enter, vim=own.vim)
         self.status = Status()
@@ -109,7 +111,8 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.do(self.open_chat(self._asked_for))
         else:
             self.do(self._take_up())
-        self.begin_answering()
+        # After the first picture: what these import would hold it up.
+        self.call_after_refresh(self.begin_answering)
         if own_settings().sidebar and not self.is_narrow():
             self.show_sidebar()
 
@@ -117,6 +120,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         """Let the engine go, and leave everything on disk."""
         self.keep_draft()
         self.downloads.close()
+        self.session.waiting = None  # it is a part of the draft now
         for session in (self.session, *self._others):
             session.view = None
             session.close()
@@ -125,8 +129,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         """A draft that was left in a chat that had not begun, and what can be continued."""
         draft, prompts, last = await self.read(lambda chats: (chats.draft(None), chats.prompts(), chats.latest("chat")))
         self.composer.set_history(prompts)
-        if draft.text or draft.attachments:
-            self.composer.put(draft)
+        self._take_draft(draft)
         if last and self.session.chat is None:
             self._last_title = last.title
             self.transcript.welcome(self.shown_model(), self._offline, last.title)
@@ -141,7 +144,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._unkept = ""
         editing, self.editing = self.editing, None
         if editing:
-            self.composer.put(editing[1])
+            self.composer.give_back(editing[1].text, editing[1].attachments)
             self.do(self.session.ask(text, attachments, editing[0], edit=True))
         else:
             self.do(self.session.ask(text, attachments))
@@ -162,7 +165,9 @@ class ChatScreen(Steering, Lists, Answering, Looking):
 
     def on_composer_changed(self) -> None:
         """Keep the draft, in a moment."""
-        if not self._draft_timer and not self.editing:
+        if len(self.composer.text) < _COUNTED_CHARS:
+            self.composer.hint = ""
+        if not self._draft_timer:
             self._draft_timer = self.set_timer(_DRAFT_S, self._rest)
 
     def on_descendant_focus(self) -> None:
@@ -208,7 +213,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if not isinstance(self.engine, LocalEngine):
             return None
         try:
-            return len(await asyncio.to_thread(self.engine.tokenize, text, self.session.settings.model))
+            return len(await self.aside(self.engine.tokenize, text, self.session.settings.model))
         except LocalchatError:
             return None  # nothing that a person must know: the message itself will tell
 
@@ -235,14 +240,20 @@ class ChatScreen(Steering, Lists, Answering, Looking):
 
     def begin_chat(self, *, focus: bool = True) -> None:
         """Show a new chat with the same settings; a draft comes along."""
-        draft, before = self.composer.draft(), self.session
+        settings, draft = self.session.settings, self.composer.draft()
+        if self.editing or self.session.waiting or draft == Draft():
+            # What stands there belongs to the chat that is left.
+            draft = Draft()
+            self.keep_draft()
+        else:
+            self.composer.put(Draft())
+            self.keep_draft()
         self._leave_session()
-        self._show_session(self._new_session(before.settings))
+        self._show_session(self._new_session(settings))
+        self.composer.put(draft)
         if draft == Draft():
             self.do(self._put_draft(None))
-        elif before.chat is not None and before.kept.keeps:
-            chat = before.chat
-            self.keeper.call(lambda chats: chats.keep_draft(chat, Draft()))
+        else:
             self.keep_draft()
         if focus:
             self.composer.focus()
@@ -260,6 +271,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.keep_draft()
             self._leave_session()
             self._show_session(session)
+            self.composer.put(Draft())
             await self._put_draft(chat)
             await self.refresh_list()
         if at is not None:
@@ -273,7 +285,19 @@ class ChatScreen(Steering, Lists, Answering, Looking):
                 session.stop()
 
     async def _put_draft(self, chat: int | None) -> None:
-        self.composer.put(await self.read(lambda chats: chats.draft(chat)))
+        draft = await self.read(lambda chats: chats.draft(chat))
+        if chat == self.session.chat:
+            self._take_draft(draft)
+
+    def _take_draft(self, draft: Draft) -> None:
+        """Take up a draft from the disk, before whatever has been typed meanwhile."""
+        self._kept_draft = draft
+        if self.session.waiting and draft.text.startswith(self.session.waiting.text):
+            draft = Draft(draft.text[len(self.session.waiting.text) :].lstrip("\n"))
+        if self.composer.draft() == Draft():
+            self.composer.put(draft)
+        elif draft != Draft():
+            self.composer.give_back(draft.text, draft.attachments)
 
     def _leave_session(self) -> None:
         self.editing = None
@@ -287,7 +311,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self.session, session.view = session, self
         self.shown()
         if session.waiting:
-            self.transcript.show_queued(session.waiting[0])
+            self.transcript.show_queued(session.waiting.text)
         self.start_looking()
 
     # What the session tells (`view.View`).
@@ -334,11 +358,18 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.hint(said)
 
     def queued(self, text: str | None) -> None:
-        """Show the message that waits."""
+        """Show the message that waits; on disk it waits as a part of the draft."""
         self.transcript.show_queued(text)
+        self.keep_draft()
+
+    def said(self, text: str) -> None:
+        """Say it in the status line."""
+        self.hint(safe_line(text))
 
     def listed(self) -> None:
-        """The list of chats has changed."""
+        """The list of chats has changed, and the draft went with the message that was sent."""
+        self._kept_draft = Draft()
+        self.keep_draft()
         self.do(self.refresh_list())
 
     def keep_draft(self) -> None:
@@ -346,9 +377,20 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if self._draft_timer:
             self._draft_timer.stop()
             self._draft_timer = None
-        if not self.editing and self.session.kept.keeps:
-            draft, chat = self.composer.draft(), self.session.chat
+        draft, chat = self._whole_draft(), self.session.chat
+        if draft != self._kept_draft and self.session.kept.keeps:
+            self._kept_draft = draft
             self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
+
+    def _whole_draft(self) -> Draft:
+        """All that was written here and has not gone out: what waits, what is edited, what stands in the composer."""
+        parts = [self.composer.draft()]
+        if waiting := self.session.waiting:
+            parts.insert(0, Draft(waiting.text, waiting.attachments))
+        if self.editing:
+            parts.append(self.editing[1])
+        text = "\n".join(part.text for part in parts if part.text)
+        return Draft(text, [one for part in parts for one in part.attachments])
 
     # The rest.
 

@@ -92,6 +92,7 @@ class Steering(ChatParts):
         if self.editing:
             self.composer.put(self.editing[1])
             self.editing = None
+            self.keep_draft()
             self.show_status()
 
     def keep_draft(self) -> None:

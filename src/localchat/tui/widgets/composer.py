@@ -272,6 +272,7 @@ class Composer(Vertical):
 
     def _write(self, text: str) -> None:
         self._offers.reset()
+        self.hint = ""
         self._field.text = clean(text)
         self._field.move_cursor(self._field.document.end)
 

@@ -18,7 +18,7 @@ def ending(reply: Reply, key: Callable[[str], str]) -> Iterator[tuple[Part, Word
     if reply.dropped_messages:
         yield "notes", [(f"the model no longer saw the first {reply.dropped_messages} messages", "muted")]
     if reply.state == "broken":
-        yield "notes", [(f"broke off: the program ended in the middle{helps}", "muted")]
+        yield "notes", [(reply.note or f"broke off: the program ended in the middle{helps}", "muted")]
     elif reply.state == "stopped":
         when = " before the message was sent" if reply.unsent else helps
         yield "notes", [(f"stopped{when}", "muted")]

@@ -133,9 +133,10 @@ class SheetView(ScrollView, inherit_bindings=False):
         if roll is None or view <= 0:
             return
         if self._start:
-            roll.open(self._start)
+            pieces = roll.open(self._start)
             roll.measure()
-            spot, self._start = roll.spot_of(self._start, 0), None
+            # An answer of which nothing came yet has no lines to begin at: the end, then.
+            spot, self._start = roll.spot_of(self._start, 0) if pieces else None, None
         if spot and spot.sheet not in roll.sheets:
             spot = None
         spot = roll.set_around(spot, view, 2 * view, stretched=stretched)

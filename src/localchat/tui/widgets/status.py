@@ -103,7 +103,11 @@ class Status(Widget):
 
     DEFAULT_CSS = """
     Status {
-        height: 1;
+        /* One line, but not a fixed one: beside a child of fixed height Textual forgets the composer's `max-height` in vh
+           when it asks how high the foot is. */
+        height: auto;
+        min-height: 1;
+        max-height: 1;
         color: $muted;
         &.-active { color: $foreground; }
     }
