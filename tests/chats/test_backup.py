@@ -80,7 +80,16 @@ def test_a_copy_a_day_and_the_one_before(chats: Chats, file: Path) -> None:
     assert [is_sound(copy.path) for copy in backups(file)] == [True, True]
 
 
+def test_an_empty_file_is_not_copied_so_that_the_first_chats_are(chats: Chats, file: Path) -> None:
+    assert keep_daily(file, never)
+    assert backups(file) == []
+    fill(chats, 2)
+    assert keep_daily(file, never)
+    assert [copy.chats for copy in backups(file)] == [2]
+
+
 def test_one_program_makes_the_copy(chats: Chats, file: Path) -> None:
+    fill(chats, 1)
     with FileLock(file.with_name("chats.db.backup-lock")):
         assert keep_daily(file, never)
     assert backups(file) == []
@@ -120,6 +129,7 @@ def test_no_room_for_a_copy(chats: Chats, file: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    fill(chats, 1)
     monkeypatch.setattr(backup, "make_private", full)
     with pytest.raises(ChatsError, match="full"):
         keep_daily(file, never)
@@ -295,6 +305,20 @@ def test_backups_that_cannot_be_read_are_not_offered(chats: Chats, file: Path) -
     file.with_name("chats.db.backup-2").write_bytes(b"broken" * 1000)
     file.with_name("chats.db.backup.partial").write_bytes(b"")
     assert [type(copy) for copy in backups(file)] == [Backup]
+
+
+def test_damage_that_sqlite_cannot_name_in_text(chats: Chats, file: Path) -> None:
+    fill(chats, 3)
+    keep_daily(file, never)
+    chats.close()
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"CREATE TABLE", b"CREATE \xff\xfe\xc3TE"))
+    with pytest.raises(ChatsDamaged):
+        Chats(file)
+    restore(backups(file)[0], file)
+    chats = Chats(file)
+    assert len(chats.chats()) == 3
+    chats.close()
 
 
 def test_any_damage_ends_in_a_sound_file(tmp_path: Path, dice: random.Random) -> None:

@@ -232,11 +232,15 @@ def test_a_file_that_cannot_be_opened_is_tried_again_with_the_next_call(file: Pa
 
 def test_the_daily_backup_is_made_when_nobody_wants_anything(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "_QUIET_S", 0.01)
-    Chats(file).close()
+    monkeypatch.setattr(keeping, "_LOOK_AGAIN_S", 0.01)
     keeper = Keeper(file)
+    keeper.call(lambda chats: chats.create(ChatSettings()))
     wait_for(lambda: backup.backups(file))
+    # Also of a chat that stays open for days.
+    file.with_name("chats.db.backup").rename(file.with_name("chats.db.backup-2"))
+    wait_for(lambda: len(backup.backups(file)) == 2)
     keeper.close(5)
-    assert [copy.path.name for copy in backup.backups(file)] == ["chats.db.backup"]
+    assert {copy.path.name for copy in backup.backups(file)} == {"chats.db.backup", "chats.db.backup-2"}
 
 
 def test_a_backup_stops_at_once_for_who_wants_something(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +263,9 @@ def test_a_backup_stops_at_once_for_who_wants_something(file: Path, monkeypatch:
         real(source, copy, ask, **options)
 
     monkeypatch.setattr(backup, "write_copy", slow)
+    chats = Chats(file)
+    chats.create(ChatSettings())
+    chats.close()
     keeper = Keeper(file)
     assert going.wait(30)
     call = keeper.call(lambda chats: chats.create(ChatSettings()))
@@ -266,7 +273,7 @@ def test_a_backup_stops_at_once_for_who_wants_something(file: Path, monkeypatch:
     call.result(30)
     assert len(steps) == 2
     wait_for(lambda: backup.backups(file))
-    assert (len(wanted), backup.backups(file)[0].chats) == (2, 1)
+    assert (len(wanted), backup.backups(file)[0].chats) == (2, 2)
     keeper.close(5)
     assert not list(file.parent.glob("*partial*"))
 

@@ -145,7 +145,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_it_and_it_can_be_continued(engine: Fa
     engine._scripts[:] = []
     engine.script(say("answer."))
     assert f"Model ({MODEL}): answer." in chat.say("/continue")
-    assert engine.requests[-1].localchat is None or engine.requests[-1].localchat.continue_final
+    last = engine.requests[-1]
+    assert last.localchat and last.localchat.continue_final
     assert sent(engine) == ["hi", "half an "]
     assert chat.leave() == 0
     assert told(the_chat(home).path()) == [("hi", "done"), ("half an answer.", "done")]

@@ -50,4 +50,5 @@ def test_its_refusal_is_one_sentence(peer: str, tmp_path: Path) -> None:
 
 def test_no_host_of_our_own_is_started(peer: str, tmp_path: Path) -> None:
     run_cli("ask", "--engine", peer, "--max-tokens", "2", "hi", home=tmp_path / "home")
-    assert not (tmp_path / "home").exists()
+    # What was asked is kept, and nothing else was made.
+    assert [file.name for file in (tmp_path / "home").iterdir()] == ["chats"]

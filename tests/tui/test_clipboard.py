@@ -69,7 +69,7 @@ async def test_a_helper_gets_the_text_through_a_pipe(
     text = "Grüße 漢字\n" * 20_000
     said, sequence = await copied(text)
     assert said.startswith(f"copied with {name}") and not sequence
-    assert ("hands it to its terminal" in said) == (name == "tmux")
+    assert ("passes it on" in said) == (name == "tmux")
     assert got.read_bytes().decode(encoding) == text
     assert "Gr" not in (machine / "arguments").read_text()
 

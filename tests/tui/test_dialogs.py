@@ -17,11 +17,9 @@ from textual.screen import Screen
 from localchat.tui import links
 from localchat.tui.links import address, open_in_browser
 from localchat.tui.screens.choose import Choice, ChooseScreen
-from localchat.tui.screens.confirm import ConfirmScreen
 from localchat.tui.screens.line import LineScreen
 from localchat.tui.screens.links import LinkRows, LinkScreen
 from localchat.tui.widgets.line_input import LineInput
-from localchat.tui.widgets.rows import Rows
 from tests.escapes import PAYLOADS
 from tests.tui.stage import WAITING, Stage, assert_clean, still, until
 
@@ -44,10 +42,6 @@ LONG = "https://example.org/" + "very/long/" * 300 + "end"
 
 def ends_well(name: str) -> str | None:
     return None if name.endswith((".md", ".json")) else "the name must end in .md or .json: add one of them"
-
-
-def confirm() -> ConfirmScreen:
-    return ConfirmScreen("Delete 12 chats?", "They can be brought back within 30 days.", yes="Delete", no="Keep them")
 
 
 def choose() -> ChooseScreen[int]:
@@ -88,10 +82,6 @@ def look(snap_compare: Callable[..., bool]) -> Callable[..., None]:
     return compare
 
 
-def test_looks_confirm(look: Callable[..., None]) -> None:
-    look(confirm)
-
-
 @pytest.mark.parametrize("size", [SIZE, (60, 20)], ids=["usual", "small"])
 def test_looks_choose(look: Callable[..., None], size: tuple[int, int]) -> None:
     look(choose, "down", size=size)
@@ -117,28 +107,6 @@ def test_looks_a_long_link(look: Callable[..., None]) -> None:
 # Yes or no.
 
 
-@pytest.mark.parametrize(
-    ("keys", "answer"),
-    [("y", True), ("n", False), ("enter", False), ("escape", False), ("up enter", True), ("tab enter", False)],
-)
-async def test_confirm(keys: str, answer: bool) -> None:
-    app = Stage(dialog=confirm)
-    async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("x", *keys.split())
-        assert app.answer is answer
-
-
-async def test_confirm_with_yes_marked_and_by_mouse() -> None:
-    app = Stage(dialog=lambda: ConfirmScreen("Go on?", marked=True))
-    async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("enter")
-        assert app.answer is True
-        app.push_screen(ConfirmScreen("Go on?"), app.take)
-        await pilot.pause()
-        await pilot.click(Rows, offset=(4, 1))
-        assert app.answer is False
-
-
 # One of a few.
 
 
@@ -155,6 +123,7 @@ async def test_choose(keys: str, answer: int | None) -> None:
 async def test_what_comes_unasked_takes_nothing_that_was_being_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("localchat.tui.screens.choose.monotonic", lambda: now)
+    monkeypatch.setattr("localchat.tui.screens.choose._CALM_S", 0.7)
     app = Stage(dialog=lambda: ChooseScreen("The window is full.", CHOICES, unasked=True))
     async with app.run_test(size=SIZE) as pilot:
         await pilot.press(*"some", "enter")
@@ -402,7 +371,6 @@ async def test_nothing_reaches_the_terminal_as_a_control_sequence() -> None:
     everything = " ".join(PAYLOADS)
     choices = [Choice("a", payload, payload, None) for payload in PAYLOADS[::12]]
     dialogs: list[Callable[[], Screen]] = [
-        lambda: ConfirmScreen(everything[:300], everything[300:900], yes=everything, no=everything),
         lambda: ChooseScreen(everything[900:1000], choices, everything[1000:1300]),
         lambda: LineScreen(everything[:200], everything, lambda text: everything[200:500], everything[500:600]),
         lambda: LinkScreen([*PAYLOADS[::9], *(f"https://a.example/{payload}" for payload in PAYLOADS[::9])]),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 
+import pytest
 from fake_engine import Refuse, fail, say, wait
 from textual.pilot import Pilot
 
+from localchat.chats.records import Outcome
+from localchat.chats.store import Chats
+from localchat.errors import ChatsLocked
+from localchat.tui.screens.chat import ChatScreen
 from tests.tui.conftest import Bench
 from tests.tui.test_steering import SIZE, asked, kept, on_disk, sent, words
 
@@ -164,6 +170,89 @@ async def test_the_draft_stays_when_the_message_before_it_goes_out(bench: Bench)
         await bench.until(pilot, lambda: drafts() == ["", "next"])
         assert bench.composer.text == "next"
     assert sent(bench) == ["first", "Half", "second"]
+
+
+async def test_what_was_written_after_a_message_that_waits_in_a_chat_behind(bench: Bench) -> None:
+    bench.engine.script(say("Half"), wait("go"))
+    bench.engine.script(say("Two."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await half_answered(bench, pilot)
+        await queued(bench, pilot, "second")
+        await pilot.press(*"next", "ctrl+n")
+        await bench.until(pilot, lambda: "Half" not in bench.shown)
+        bench.engine.go("go")
+        await bench.until(pilot, lambda: words(kept()) == ["first", "Half", "second", "Two."])
+        assert drafts() == ["", "next"]
+        await pilot.press("ctrl+l")
+        await bench.until(pilot, lambda: bench.composer.text == "next")
+
+
+async def test_a_draft_that_comes_along_joins_the_one_that_was_there(bench: Bench) -> None:
+    bench.engine.script(say("One."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await asked(bench, pilot, "first")
+        await pilot.press(*"old", "ctrl+n")
+        await bench.until(pilot, lambda: drafts() == ["old", ""])
+        await pilot.press("ctrl+l", *"more", "ctrl+n")
+        await bench.until(pilot, lambda: bench.composer.text == "old\nmore")
+        await bench.until(pilot, lambda: drafts() == ["old\nmore", ""])
+
+
+async def test_a_draft_that_could_not_be_kept_is_told_and_kept_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = Chats.keep_draft
+
+    def refuse(*_: object) -> None:
+        raise ChatsLocked("another program holds the chats: wait until it is done")
+
+    async with bench.app().run_test(size=SIZE) as pilot:
+        monkeypatch.setattr(Chats, "keep_draft", refuse)
+        await pilot.press(*"words")
+        await bench.until(pilot, lambda: "another program holds the chats" in bench.shown)
+        monkeypatch.setattr(Chats, "keep_draft", keep)
+    assert drafts() == ["words"]
+
+
+async def test_an_answer_that_another_window_writes_is_not_gone_on_with(bench: Bench) -> None:
+    bench.engine.script(say("Two."))
+    other = Chats()
+    chat = other.create(bench.settings(model="fake-1b"))
+    _, answer = other.ask(chat, None, bench.message("first"))
+    other.save(answer, bench.message("Half", "assistant"), "unfinished", Outcome())
+    async with bench.app(chat=chat).run_test(size=SIZE) as pilot:
+        await bench.until(pilot, lambda: "another window is still writing this answer" in bench.shown)
+        await pilot.press("ctrl+o")
+        await bench.until(pilot, lambda: "open the chat again when it is done" in bench.shown)
+        await pilot.press("ctrl+r")
+        await bench.until(pilot, lambda: "Two." in bench.shown)
+        await bench.answered(pilot)
+    other.save(answer, bench.message("Half and all", "assistant"), "done", Outcome())
+    other.close()
+    assert sorted(words(list(on_disk(lambda chats: chats.tree(chat)).nodes.values()))) == [
+        "Half and all",
+        "Two.",
+        "first",
+    ]
+
+
+async def test_leaving_waits_for_no_engine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, begun = threading.Event(), threading.Event()
+
+    def count() -> None:
+        begun.set()
+        held.wait(60)
+
+    async def tokens(self: ChatScreen, text: str) -> None:
+        await asyncio.to_thread(count)
+
+    monkeypatch.setattr(ChatScreen, "_tokens", tokens)
+    async with bench.app().run_test(size=SIZE) as pilot:
+        bench.composer.text = "long " * 200
+        await bench.until(pilot, begun.is_set)
+    assert not held.is_set()
+    await asyncio.get_running_loop().shutdown_default_executor()
+    held.set()
 
 
 async def test_a_title_given_before_the_first_message(bench: Bench) -> None:

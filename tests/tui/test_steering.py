@@ -169,7 +169,7 @@ async def test_an_answer_that_was_stopped_goes_on_where_it_ended(bench: Bench) -
         await bench.answered(pilot)
         await bench.until(pilot, lambda: kept()[-1].state == "done")
     last = bench.engine.requests[-1]
-    assert last.localchat is None or last.localchat.continue_final
+    assert last.localchat and last.localchat.continue_final
     assert (last.messages[-1].role, last.messages[-1].text()) == ("assistant", "The sky is")
     assert last.messages[-1].reasoning_content == "hm"
     assert words(kept()) == ["go", "The sky is blue."]
@@ -261,6 +261,29 @@ async def test_a_full_window_slides_if_the_person_says_so_and_a_line_shows_where
     assert words(kept()) == ["first", "One.", "second", "Two."]
 
 
+@pytest.mark.parametrize(("key", "asked_beside"), [("s", 0), ("m", 1)])
+async def test_an_answer_that_filled_the_window_goes_on_where_it_ended(
+    bench: Bench, key: str, asked_beside: int
+) -> None:
+    bench.engine.script(say("One."))
+    bench.engine.script(say("Half an"), finish("length"), usage(prompt=4090, completion=6))
+    bench.engine.script([FULL])
+    if asked_beside:
+        bench.engine.script(say("They counted."))
+    bench.engine.script(say(" answer."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await asked(bench, pilot, "first")
+        await asked(bench, pilot, "second")
+        assert "cut off: the context window is full (Ctrl O goes on)" in bench.shown
+        await pilot.press("ctrl+o")
+        await bench.until(pilot, lambda: "What shall the model see?" in bench.shown)
+        await pilot.press(key)
+        await bench.until(pilot, lambda: "Half an answer." in bench.shown)
+        await bench.answered(pilot)
+    assert sent(bench)[-2:] == ["second", "Half an"]
+    assert words(kept()) == ["first", "One.", "second", "Half an answer."]
+
+
 async def test_a_full_window_gets_a_summary_if_the_person_says_so(bench: Bench) -> None:
     bench.engine.script(say("One."))
     bench.engine.script([FULL])
@@ -295,6 +318,21 @@ async def test_the_model_names_the_chat_once(bench: Bench) -> None:
         await pilot.pause()
     assert len(bench.engine.requests) == 3
     assert sent(bench, 2) == ["what is in the sea", "Salt, mostly.", "sure?"]
+
+
+async def test_a_chat_whose_first_answer_was_stopped_gets_its_title_later(bench: Bench) -> None:
+    paths().settings.write_text("titles = true\n")
+    settings.cache_clear()
+    bench.engine.script(say("Salt,"), wait("never"))
+    bench.engine.script(say("Yes."))
+    bench.engine.script(say("The Taste of the Sea"))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await bench.ask(pilot, "what is in the sea")
+        await bench.until(pilot, lambda: "Salt," in bench.shown)
+        await pilot.press("escape")
+        await bench.ask(pilot, "sure?")
+        await bench.until(pilot, lambda: on_disk(lambda chats: chats.chats())[0].title == "The Taste of the Sea")
+    assert len(bench.engine.requests) == 3
 
 
 async def test_a_message_that_cannot_be_kept_is_not_sent_until_the_person_insists(
@@ -350,6 +388,30 @@ async def test_settings_of_a_chat_count_from_the_next_message_and_stay_with_it(b
         await bench.until(pilot, lambda: "second" in bench.shown)
         chosen = bench.screen.session.settings
         assert (chosen.system, chosen.sampling.temperature, chosen.thinking) == ("Be brief.", 0.5, False)
+
+
+async def test_a_chat_is_given_a_title_and_that_is_said(bench: Bench) -> None:
+    bench.engine.script(say("One."))
+    async with bench.app().run_test(size=SIZE) as pilot:
+        bench.composer.text = "/title Counting"
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: "there is no chat to name yet" in bench.shown)
+        await asked(bench, pilot, "first")
+        bench.composer.text = "/title Counting"
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: "this chat is called Counting" in bench.shown)
+        await bench.until(pilot, lambda: on_disk(lambda chats: chats.chats())[0].title == "Counting")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("/set temperature hot", "temperature: it takes a number"), ("/set warmth 1", "there is no setting warmth")],
+)
+async def test_a_setting_that_is_none_is_said_in_words(bench: Bench, command: str, said: str) -> None:
+    async with bench.app().run_test(size=SIZE) as pilot:
+        bench.composer.text = command
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: said in bench.shown)
 
 
 async def test_a_chat_is_written_to_a_file(bench: Bench, tmp_path: Path) -> None:

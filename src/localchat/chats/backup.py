@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from localchat.chats.database import Database, connect, make_private, translated
+from localchat.chats.database import FAULTS, Database, connect, make_private, translated
 from localchat.chats.salvage import salvage
 from localchat.errors import ChatsDamaged
 from localchat.locks import FileLock
@@ -52,7 +52,7 @@ def backups(file: Path | None = None) -> list[Backup]:
     file = file or paths().chats
     found = []
     for path in file.parent.glob(f"{file.name}.*backup*"):
-        with suppress(sqlite3.Error, OSError):
+        with suppress(*FAULTS, OSError):
             if re.search(r"\.(v\d+-)?backup(-2)?$", path.name):
                 with closing(_reading(path)) as db:
                     (chats,) = db.execute("SELECT count(*) FROM chats WHERE deleted IS NULL").fetchone()
@@ -74,12 +74,14 @@ def keep_daily(file: Path, wanted: Callable[[], bool]) -> bool:
             return True  # another program is at it
         try:
             with closing(_reading(file)) as source:
-                write_copy(source, newest, wanted, before=before)
+                # A copy of nothing would count for a day, and that is the day of the first chats.
+                if source.execute("SELECT 1 FROM chats LIMIT 1").fetchone():
+                    write_copy(source, newest, wanted, before=before)
         finally:
             lock.release()
     except _Wanted:
         return False
-    except (sqlite3.Error, OSError) as error:
+    except (*FAULTS, OSError) as error:
         raise translated(error, file) from error
     return True
 
@@ -93,7 +95,7 @@ def write_copy(
 ) -> None:
     """Write what `source` holds to `copy`, whole and checked when it is there; what was there moves to `before`.
 
-    Raises `sqlite3.Error`, `OSError`, and `ChatsDamaged` where the check finds that the source is.
+    Raises `FAULTS`, `OSError`, and `ChatsDamaged` where the check finds that the source is.
     """
 
     def ask(*_: int) -> None:
@@ -149,11 +151,11 @@ def restore(backup: Backup | None, file: Path | None = None) -> Restored:
             Database(prepared).close()  # brings an older layout up to today's
             with closing(connect(file)) as damaged:
                 # Nobody shall write to a file that is about to go, where it still lets itself be locked.
-                with suppress(sqlite3.Error):
+                with suppress(*FAULTS):
                     damaged.execute("BEGIN IMMEDIATE")
                 messages = salvage(damaged, prepared)
                 _exchange(file, aside, prepared)
-    except (sqlite3.Error, OSError) as error:
+    except (*FAULTS, OSError) as error:
         raise translated(error, file) from error
     finally:
         for stray in prepared.parent.glob(f"{prepared.name}*"):

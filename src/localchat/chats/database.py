@@ -27,6 +27,9 @@ from localchat.paths import private_folder
 PATIENCE_S = 5.0
 """How long a statement waits for another program that writes, seconds."""
 
+FAULTS = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite's calls raise. Its messages quote a damaged file, and that need not be text: Python then says so instead."""
+
 _SCANT = 1 << 16
 """Free bytes below which a disk counts as full: less than a transaction may need."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -81,9 +84,9 @@ class Database:
             finally:
                 self._depth -= 1
                 if connection.in_transaction:
-                    with suppress(sqlite3.Error):
+                    with suppress(*FAULTS):
                         connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except FAULTS as error:
             raise translated(error, self.file) from error
 
     def _begin(self, begin: str) -> sqlite3.Connection:
@@ -116,7 +119,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-        except (sqlite3.Error, OSError) as error:
+        except (*FAULTS, OSError) as error:
             raise translated(error, self.file) from error
         self._identity = (status.st_dev, status.st_ino)
         return connection
@@ -156,8 +159,10 @@ def make_private(file: Path) -> None:
                 file.chmod(mode & 0o700)
 
 
-def translated(error: sqlite3.Error | OSError, file: Path) -> ChatsError:
+def translated(error: sqlite3.Error | UnicodeDecodeError | OSError, file: Path) -> ChatsError:
     """The error for the person; whoever wrote a wrong statement gets his own back."""
+    if isinstance(error, UnicodeDecodeError):
+        return _damaged(file)
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
             return _disk_full(file)

@@ -127,7 +127,10 @@ def thinking_label(node: Node) -> str:
 
 def date(seconds: float) -> str:
     """A time as a person reads it, in the local zone."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):
+        return "no date"  # a file that was imported may say anything
 
 
 def models(tree: Tree) -> list[str]:

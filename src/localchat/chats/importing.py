@@ -185,7 +185,9 @@ def _parsed(raw: bytes, name: str) -> Parsed:
         # Not msgspec: exports hold halves of surrogate pairs, which it refuses.
         document = json.loads(text)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not JSON (byte {error.start} is not UTF-8): {_NO_EXPORT}") from error
+        raise UsageError(
+            f"{name} is not JSON (byte {error.start} is not UTF-8): download or export it again"
+        ) from error
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{name} is not JSON, or cut short (line {error.lineno}, column {error.colno}: {error.msg}): "

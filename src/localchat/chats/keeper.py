@@ -32,6 +32,8 @@ _RETRY_S = 2.0
 _LAST_RETRY_S = 0.1
 _QUIET_S = 1.0
 """Seconds in which nobody wanted anything before the daily backup begins."""
+_LOOK_AGAIN_S = 3600.0
+"""A chat may stay open for weeks: how often it is seen whether a day has gone by since the last backup."""
 
 
 @dataclass(slots=True)
@@ -222,14 +224,16 @@ class Keeper:
     def _back_up(self) -> None:
         from localchat.chats.backup import keep_daily
 
-        self._backup_at = None
+        again_s: float | None = _LOOK_AGAIN_S
         try:
             if self._chats and not keep_daily(self._file, self._is_wanted):
-                self._backup_at = time.monotonic() + _QUIET_S
+                again_s = _QUIET_S
         except ChatsDamaged as error:
             self.damage = error.message
+            again_s = None
         except ChatsError:
-            pass  # no room for a copy: those that there are stay
+            again_s = None  # no room for a copy: those that there are stay
+        self._backup_at = None if again_s is None else time.monotonic() + again_s
 
     def _is_wanted(self) -> bool:
         now = time.monotonic()

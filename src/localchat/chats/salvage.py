@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
-from localchat.chats.database import connect
+from localchat.chats.database import FAULTS, connect
 
 # A message that is over is not written again, so the backup's is as good as the damaged file's and safer.
 _TABLES = {
@@ -23,7 +23,7 @@ def salvage(damaged: sqlite3.Connection, into: Path) -> int:
     """Add what `damaged` holds and the database at `into` lacks; the number of messages that came by that.
 
     A message whose parent is lost becomes a root, one whose chat is lost gets a new chat; a chat keeps its title even
-    where all its messages are lost. Raises `sqlite3.Error`.
+    where all its messages are lost. Raises `FAULTS`.
     """
     with closing(connect(into)) as target:
         target.execute("PRAGMA foreign_keys = OFF")
@@ -63,7 +63,7 @@ def salvage(damaged: sqlite3.Connection, into: Path) -> int:
 def _rows(damaged: sqlite3.Connection, table: str, key: str, names: str, top: int) -> Iterator[tuple[object, ...]]:
     """Each row that can be read. Asked for one by one, because a scan would end at the first damaged page."""
     for number in range(top + 1):
-        with suppress(sqlite3.Error):
+        with suppress(*FAULTS):
             if row := damaged.execute(f"SELECT {names} FROM {table} WHERE {key} = ?", (number,)).fetchone():
                 yield row
 
@@ -76,7 +76,7 @@ def _top(damaged: sqlite3.Connection, target: sqlite3.Connection, table: str, ke
         (damaged, f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'"),
         (target, f"SELECT max({key}) FROM {table}"),
     ):
-        with suppress(sqlite3.Error):
+        with suppress(*FAULTS):
             found += [value for (value,) in db.execute(query) if isinstance(value, int)]
     return min(max(found), 10_000_000)
 

@@ -114,9 +114,13 @@ class Chats:
     def resume(self, node: int) -> None:
         """An answer that broke off is being written again."""
         with self._db.writing() as db:
-            row = db.execute("SELECT chat FROM messages WHERE id = ? AND role = 'assistant'", (_safe(node),)).fetchone()
+            row = db.execute(
+                "SELECT chat, state, writer FROM messages WHERE id = ? AND role = 'assistant'", (_safe(node),)
+            ).fetchone()
             if not row:
                 raise _no_message(node)
+            if row[1] == "unfinished" and self._writers.is_another(row[2]):
+                raise ChatsError("another window is still writing this answer: wait until it is done")
             self._revive(db, row[0])
             writer = self._writers.own()
             db.execute("UPDATE messages SET state = 'unfinished', writer = ? WHERE id = ?", (writer, node))

@@ -56,6 +56,10 @@ class Writers:
         for file in self._folder.glob("writing-*"):
             self._is_dead(file.name)
 
+    def is_another(self, name: str | None) -> bool:
+        """Whether the writer of that name lives, and is not this program."""
+        return name != self._name and not self._is_dead(name)
+
     def _is_dead(self, name: str | None) -> bool:
         """Whether the writer of that name has ended; its file is then removed. False where that cannot be told."""
         if not name:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from textual.binding import Binding
+
+from localchat.errors import UsageError
+from localchat.paths import paths
+from localchat.safe_text import safe_line
+from localchat.settings import settings
 
 Where = Literal["chat", "composer", "page", "sidebar"]
 
@@ -47,11 +51,6 @@ class Action:
     def keys(self, own: dict[str, str]) -> str:
         """The keys in Textual's spelling: the person's `own`, where they set some for this action."""
         return own.get(self.name, self.key)
-
-    @property
-    def key_label(self) -> str:
-        """The key as a person reads it."""
-        return key_label(self.key)
 
 
 def key_label(keys: str) -> str:
@@ -147,19 +146,17 @@ ACTIONS = (
 )
 
 
-def bindings(where: Where, own: dict[str, str]) -> list[Binding]:
-    """The bindings of one place, with the person's `own` keys.
+def bindings(where: Where) -> list[Binding]:
+    """The bindings of one place; Textual's keymap puts the person's own keys into them.
 
     Those of the chat come before the composer's own meaning of a key; those of the page work only where it has the
     focus.
     """
+    here = [action for action in ACTIONS if action.where == where and action.key and action.method]
     return [
-        Binding(keys, f"screen.{action.method}", action.label, show=False, priority=where == "chat", id=action.name)
-        for action in ACTIONS
-        if action.where == where
-        and action.method
-        and not action.method.startswith("app.")
-        and (keys := action.keys(own))
+        Binding(one.key, f"screen.{one.method}", one.label, show=False, priority=where == "chat", id=one.name)
+        for one in here
+        if not one.method.startswith("app.")
     ]
 
 
@@ -173,6 +170,31 @@ def by_slash(name: str) -> Action | None:
     return next((action for action in ACTIONS if action.slash == name), None)
 
 
-def labelled(actions: Iterable[Action]) -> list[Action]:
-    """Those actions that can be done by their name: all with a method that need no more to be said."""
-    return [action for action in actions if action.method and action.name != "palette"]
+def key_of(action: str) -> str:
+    """The first key of an action as a person reads it: their own, where they set one; "" where it has none."""
+    found = next((one for one in ACTIONS if one.name == action), None)
+    return key_label(own_keys(found).partition(",")[0]) if found else ""
+
+
+def own_keys(action: Action) -> str:
+    """The keys of an action in Textual's spelling, as the person's settings have them."""
+    own = settings()
+    swapped = {"send": "ctrl+j", "newline": "enter"} if own.newline_on_enter else {}
+    return action.keys({**swapped, **own.keys})
+
+
+def checked_keys() -> dict[str, str]:
+    """The person's own keys, by action. Raises `UsageError` for a name that is none, and for the keys of writing."""
+    keys = settings().keys
+    known = {action.name for action in ACTIONS if action.where != "composer"}
+    for name in keys:
+        where = f"{paths().settings}: [keys]"
+        if any(action.name == name for action in ACTIONS) and name not in known:
+            raise UsageError(f"{where} {name}: the keys of writing are fixed; see newline_on_enter and vim")
+        if name not in known:
+            import difflib
+
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}?" if close else "known are " + ", ".join(sorted(known))
+            raise UsageError(f"{where} has no action {safe_line(name)!r}: {meant}")
+    return keys

@@ -19,11 +19,9 @@ from textual.screen import Screen
 
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import ChatSettings
-from localchat.errors import UsageError
-from localchat.paths import paths
-from localchat.safe_text import safe_line
-from localchat.settings import is_offline, settings
-from localchat.tui.actions import ACTIONS
+from localchat.settings import is_offline
+from localchat.tui.actions import ACTIONS, checked_keys, key_of
+from localchat.tui.aside import Aside
 from localchat.tui.exchange import Engine, Prepare
 from localchat.tui.screens.chat import ChatScreen
 from localchat.tui.terminal import driver
@@ -68,7 +66,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._prepare = prepare
         self._clock = clock
         self._signals: list[signal.Signals] = []
-        self.set_keymap(_own_keys())
+        self.set_keymap(checked_keys())
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
@@ -84,6 +82,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def on_mount(self) -> None:
         """Leave in good order when told to: otherwise the terminal would be left as the chat had set it."""
+        asyncio.get_running_loop().set_default_executor(Aside())
         self.app_resume_signal.subscribe(self, self._draw_anew)
         loop = asyncio.get_running_loop()
         for name in _ENDING_SIGNALS:
@@ -108,20 +107,7 @@ class ChatApp(App[None], inherit_bindings=False):
         """The palette: every action that is more than a key of the composer."""
         for action in ACTIONS:
             if action.method and action.name != "palette":
-                yield SystemCommand(action.label, action.key_label, partial(self.run_action, action.method, screen))
-
-
-def _own_keys() -> dict[str, str]:
-    """The person's own keys, by action. Raises `UsageError` where there is no such action."""
-    keys, known = settings().keys, {action.name for action in ACTIONS}
-    for name in keys:
-        if name not in known:
-            import difflib
-
-            close = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {close[0]}?" if close else "known are " + ", ".join(sorted(known))
-            raise UsageError(f"{paths().settings}: [keys] has no action {safe_line(name)!r}: {meant}")
-    return keys
+                yield SystemCommand(action.label, key_of(action.name), partial(self.run_action, action.method, screen))
 
 
 def run(

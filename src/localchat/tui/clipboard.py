@@ -89,7 +89,7 @@ def _helpers(environment: Mapping[str, str]) -> Iterator[_Helper]:
     if "TMUX" in environment:
         # tmux keeps it as its own, and hands it on to the terminal that it runs in.
         candidates.append(
-            _Helper(["tmux", "load-buffer", "-w", "-"], told=", which hands it to its terminal if that allows it")
+            _Helper(["tmux", "load-buffer", "-w", "-"], told=", which passes it on where that is allowed")
         )
     return (helper for helper in candidates if shutil.which(helper.command[0]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -48,7 +48,11 @@ class KeptChat:
         def work(chats: Chats) -> tuple[ChatInfo, int, int]:
             with chats.together():
                 number = known if known is not None else chats.create(settings, title=title)
+                # What else stood in the composer stays: the message may have waited while more was written.
+                rest = without(chats.draft(known), message.text(), attachments)
                 question, answer = chats.ask(number, parent, message, attachments, model=settings.model)
+                if rest != Draft():
+                    chats.keep_draft(number, rest)
                 return chats.info(number), question, answer
 
         info, question, answer = await self._done(work)
@@ -124,3 +128,10 @@ class KeptChat:
         """A number for a message that is not kept: below zero, where no kept one is."""
         self._unkept -= 1
         return self._unkept
+
+
+def without(draft: Draft, text: str, attachments: Sequence[Attachment]) -> Draft:
+    """What is left of a draft that began with a message which goes out; of one that was only that message, nothing."""
+    if not draft.text.startswith(f"{text}\n"):
+        return Draft()
+    return Draft(draft.text[len(text) + 1 :], draft.attachments[len(attachments) :])

@@ -26,6 +26,9 @@ from localchat.tui.exchange import Ended, Engine, Exchange, Prepare, Prepared, P
 from localchat.tui.kept_chat import KeptChat
 from localchat.tui.view import View
 
+_TITLED_WITHIN = 3
+"""A title is asked for behind one of so many first answers."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiting:
@@ -115,10 +118,10 @@ class Session:
         """Take up a chat from the disk. Raises `ChatsError`."""
         self.tree, self.settings = await self.kept.open(chat)
 
-    async def change(self, settings: ChatSettings) -> None:
-        """Other settings from the next request on."""
+    def change(self, settings: ChatSettings) -> Coroutine[object, object, None]:
+        """Other settings from the next request on: at once here, and soon on disk. May raise `ChatsError`."""
         self.settings = settings
-        await self.kept.change(lambda chats, chat: chats.set_settings(chat, settings))
+        return self.kept.change(lambda chats, chat: chats.set_settings(chat, settings))
 
     # Asking.
 
@@ -192,7 +195,8 @@ class Session:
         if question is None:
             return
         self.cancel_errand()
-        empty = target.message.role == "assistant" and not (target.message.text() or target.message.reasoning_content)
+        said = target.message.text() or target.message.reasoning_content
+        empty = target.message.role == "assistant" and not said and target.state != "unfinished"
         reply = Reply(self._clock())
         if empty:
             await self.kept.resume(target.id)
@@ -313,6 +317,14 @@ class Session:
         self._tell(lambda view: view.shown())
         reply = self.last_reply
         if reply and isinstance(reply.error, ContextExceeded):
+            await self.once_more()
+
+    async def once_more(self) -> None:
+        """Ask for what did not fit: the rest of an answer that had begun, or a new one. Raises `ChatsError`."""
+        reply = self.last_reply
+        if reply and reply.node is not None and reply.text and not self.can_go_on(reply.node):
+            await self.go_on(reply.node)
+        else:
             await self.again()
 
     def cancel_errand(self) -> None:
@@ -324,7 +336,9 @@ class Session:
     def _make_title(self) -> None:
         reply, path = self.last_reply, self.tree.path()
         answered = [node for node in path if node.message.role == "assistant" and node.message.text()]
-        wanted = self._titles and self.kept.titled_by == "words" and self.chat is not None and len(answered) == 1
+        named = self.kept.titled_by != "words" or self.chat is None
+        # Not only behind the first answer: that may have been stopped, or another question was waiting for its end.
+        wanted = self._titles and not named and len(answered) <= _TITLED_WITHIN
         # A model that thinks first would be long about it.
         if not wanted or not reply or reply.state != "done" or reply.reasoning:
             return

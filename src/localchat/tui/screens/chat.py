@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import ClassVar
 
 from textual import events
@@ -21,17 +23,18 @@ from localchat.client.local import LocalEngine
 from localchat.errors import ChatsDamaged, ChatsError, LocalchatError
 from localchat.safe_text import safe_line
 from localchat.settings import settings as own_settings
-from localchat.tui.actions import bindings, by_slash, slash_commands
+from localchat.tui.actions import bindings, by_slash, key_of, slash_commands
 from localchat.tui.conversation import Item
 from localchat.tui.downloads import Downloads
 from localchat.tui.exchange import Engine, Prepare
+from localchat.tui.kept_chat import without
 from localchat.tui.screens.answering import Answering
 from localchat.tui.screens.lists import Lists
 from localchat.tui.screens.looking import Looking
 from localchat.tui.screens.steering import Steering
 from localchat.tui.session import Session
 from localchat.tui.widgets.composer import Composer
-from localchat.tui.widgets.status import Status, facts, key_of, state_text
+from localchat.tui.widgets.status import Status, facts, state_text
 from localchat.tui.widgets.transcript import Transcript
 
 _LOOKS_PER_SECOND = 25
@@ -40,13 +43,13 @@ _DRAFT_S = 0.5
 _COUNTED_CHARS = 400
 """Shorter texts are not worth a count of their tokens."""
 
-_READING = "↑↓ messages, y copies, e edits, r asks again, ←→ versions, Esc writes"
+_READING = "↑↓ messages, Esc writes, y copies, e edits, r asks again, ←→ versions"
 
 
 class ChatScreen(Steering, Lists, Answering, Looking):
     """One chat on the screen; others may go on being answered behind it."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat", {})]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 
     DEFAULT_CSS = """
     ChatScreen {
@@ -82,7 +85,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._last_title: str | None = None
         self._others: list[Session] = []
         self._unkept = ""
-        self._kept_draft = Draft()
+        self._kept_draft: Draft | None = Draft()
         self._offered = False
         self._quit_until = 0.0
         self._timer: Timer | None = None
@@ -213,7 +216,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if not isinstance(self.engine, LocalEngine):
             return None
         try:
-            return len(await self.aside(self.engine.tokenize, text, self.session.settings.model))
+            return len(await asyncio.to_thread(self.engine.tokenize, text, self.session.settings.model))
         except LocalchatError:
             return None  # nothing that a person must know: the message itself will tell
 
@@ -251,10 +254,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._leave_session()
         self._show_session(self._new_session(settings))
         self.composer.put(draft)
-        if draft == Draft():
-            self.do(self._put_draft(None))
-        else:
-            self.keep_draft()
+        self.do(self._put_draft(None))
         if focus:
             self.composer.focus()
 
@@ -292,12 +292,13 @@ class ChatScreen(Steering, Lists, Answering, Looking):
     def _take_draft(self, draft: Draft) -> None:
         """Take up a draft from the disk, before whatever has been typed meanwhile."""
         self._kept_draft = draft
-        if self.session.waiting and draft.text.startswith(self.session.waiting.text):
-            draft = Draft(draft.text[len(self.session.waiting.text) :].lstrip("\n"))
+        if waiting := self.session.waiting:
+            draft = without(draft, waiting.text, waiting.attachments)
         if self.composer.draft() == Draft():
             self.composer.put(draft)
         elif draft != Draft():
             self.composer.give_back(draft.text, draft.attachments)
+        self.keep_draft()
 
     def _leave_session(self) -> None:
         self.editing = None
@@ -353,7 +354,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.offer_backup(error)
         elif isinstance(error, ChatsError):
             self._unkept = text
-            self.hint(f"not sent: {said} (Enter again sends it without keeping it)", lasting=True)
+            self.hint(f"not sent: {said} ({key_of('send')} again sends it without keeping it)", lasting=True)
         else:
             self.hint(said)
 
@@ -368,7 +369,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
 
     def listed(self) -> None:
         """The list of chats has changed, and the draft went with the message that was sent."""
-        self._kept_draft = Draft()
+        self._kept_draft = None
         self.keep_draft()
         self.do(self.refresh_list())
 
@@ -380,7 +381,17 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         draft, chat = self._whole_draft(), self.session.chat
         if draft != self._kept_draft and self.session.kept.keeps:
             self._kept_draft = draft
-            self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
+            future = self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
+            if self.is_running:
+                self.do(self._told(future))
+
+    async def _told(self, future: Future[None]) -> None:
+        """Wait for the disk, so that what goes wrong is said, and tried again."""
+        try:
+            await asyncio.shield(asyncio.wrap_future(future))
+        except ChatsError:
+            self._kept_draft = None
+            raise
 
     def _whole_draft(self) -> Draft:
         """All that was written here and has not gone out: what waits, what is edited, what stands in the composer."""

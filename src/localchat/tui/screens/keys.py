@@ -13,8 +13,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from localchat.tui.actions import ACTIONS, Action, Where, key_label
-from localchat.tui.widgets.status import own_keys
+from localchat.tui.actions import ACTIONS, Action, Where, key_label, own_keys
 
 _TITLES: dict[Where, str] = {
     "chat": "Everywhere",

@@ -28,6 +28,7 @@ class Lists(ChatParts):
 
     sidebar: Sidebar | None = None
     _offering = False
+    _folded = False
 
     # Chats.
 
@@ -77,8 +78,13 @@ class Lists(ChatParts):
         self._titled(title)
 
     def _titled(self, title: str | None) -> None:
-        if title and title.strip():
-            self.do(self.session.rename(safe_line(title)))
+        if not title or not title.strip():
+            return
+        if not self.session.items():
+            self.hint("there is no chat to name yet: send a message first")
+            return
+        self.do(self.session.rename(safe_line(title)))
+        self.hint(f"this chat is called {safe_line(title)}")
 
     def action_export(self) -> None:
         """Write the chat to a file."""
@@ -158,9 +164,18 @@ class Lists(ChatParts):
         return self.size.width < NARROW
 
     def on_resize(self, event: events.Resize) -> None:
-        """The list lies over the page where there is no room beside it."""
-        if self.sidebar:
-            self.sidebar.set_class(event.size.width < NARROW, "-over")
+        """Where there is no room for the list beside the page, it folds away until there is, or lies over the page
+        while somebody is in it.
+        """
+        sidebar, narrow = self.sidebar, event.size.width < NARROW
+        if not sidebar:
+            return
+        if narrow and not sidebar.has_class("-over") and sidebar.display and not sidebar.has_focus_within:
+            sidebar.display, self._folded = False, True
+        sidebar.set_class(narrow, "-over")
+        if self._folded and not narrow:
+            self._folded = False
+            self.show_sidebar()
 
     async def refresh_list(self) -> None:
         """Read the list of chats anew, where it is shown."""
@@ -257,6 +272,7 @@ class Lists(ChatParts):
         except LocalchatError as problem:
             self.hint(safe_line(problem.message), lasting=True)
             return
+        self.show_status()  # the trouble is over
         self.hint(f"restored; the damaged file is {safe_line(str(done.aside))}", lasting=True)
         await self.refresh_list()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from textual.screen import Screen
 
@@ -87,24 +85,3 @@ class ChatParts(Screen[None]):
     async def read(self, work: Callable[[Chats], T]) -> T:
         """Have the keeper do something. Raises `ChatsError`."""
         return await asyncio.shield(asyncio.wrap_future(self.keeper.call(work)))
-
-    async def aside(self, work: Callable[..., T], *arguments: object) -> T:
-        """Have a thread do something that may take long: unlike asyncio's own, it keeps nobody from leaving."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: Exception | None) -> None:
-            if not future.done():
-                future.set_exception(error) if error else future.set_result(cast("T", result))
-
-        def run() -> None:
-            result, failure = None, None
-            try:
-                result = work(*arguments)
-            except Exception as error:
-                failure = error
-            with suppress(RuntimeError):  # the loop is gone: so is whoever waited
-                loop.call_soon_threadsafe(settle, result, failure)
-
-        threading.Thread(target=run, name="aside", daemon=True).start()
-        return await future

@@ -143,7 +143,7 @@ class Steering(ChatParts):
 
     async def _slide(self) -> None:
         await self.session.change(settings_with(self.session.settings, overflow="slide"))
-        await self.session.again()
+        await self.session.once_more()
 
     def action_overflow(self) -> None:
         """What happens when the window is full."""

@@ -86,11 +86,8 @@ class Composer(Vertical):
     class Changed(Message):
         """The draft is another one: text or attachments changed."""
 
-    @dataclass
     class Left(Message):
         """The person goes on to the page."""
-
-        direction: str
 
     @dataclass
     class Attached(Message):
@@ -247,7 +244,7 @@ class Composer(Vertical):
             self._insert_mode()
             self._field.type("\n")
         elif key in ("tab", "alt+up", "ctrl+up"):
-            self.post_message(self.Left("up"))
+            self.post_message(self.Left())
         elif key == "backspace" and self._at_beginning() and self._chips.last:
             self._chips.drop(self._chips.last.number)
         elif self._vim and self._vim.mode == "normal" and self._vim.press(key, event.character):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
 from localchat.tui.widgets.pieces import Part, Words
-from localchat.tui.widgets.status import duration, tokens
+from localchat.tui.words import duration, tokens
 
 
 def ending(reply: Reply, key: Callable[[str], str]) -> Iterator[tuple[Part, Words]]:
@@ -25,14 +25,16 @@ def ending(reply: Reply, key: Callable[[str], str]) -> Iterator[tuple[Part, Word
     elif reply.state == "failed":
         said = safe_line(reply.error.message) if reply.error else "it failed"
         if reply.unsent:
-            helps = " (Enter sends it again)"
+            helps = f" ({key('send')} sends it again)"
         elif reply.text.strip():
             helps = f" ({key('go_on')} goes on, {key('again')} asks again)"
         elif said.endswith("ask again"):
             helps = f" ({key('again')})"
         yield "error", [(said + helps, "error")]
     elif reply.finish_reason == "length":
-        yield "notes", [(f"cut off: the limit of tokens was reached{helps}", "muted")]
+        full = reply.usage and reply.context and reply.usage.total_tokens >= reply.context
+        why = "the context window is full" if full else "the limit of tokens was reached"
+        yield "notes", [(f"cut off: {why}{helps}", "muted")]
     elif not reply.text.strip():
         yield "notes", [(f"the model gave no answer ({key('again')} asks again)", "muted")]
 

@@ -10,11 +10,8 @@ from textual.widget import Widget
 
 from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
-from localchat.settings import settings
-from localchat.tui.actions import ACTIONS, Action, key_label
+from localchat.tui.actions import key_of
 from localchat.tui.words import bar, clipped, duration, fitting, rate, size, tokens
-
-__all__ = ["Status", "duration", "facts", "key_of", "own_keys", "state_text", "tokens"]
 
 _BETWEEN = "  ·  "
 _CONTEXT = "context "
@@ -81,19 +78,6 @@ def facts(
     return known
 
 
-def key_of(action: str) -> str:
-    """The first key of an action as a person reads it: their own, where they set one; "" where it has none."""
-    found = next((one for one in ACTIONS if one.name == action), None)
-    return key_label(own_keys(found).partition(",")[0]) if found else ""
-
-
-def own_keys(action: Action) -> str:
-    """The keys of an action in Textual's spelling, as the person's settings have them."""
-    own = settings()
-    swapped = {"send": "ctrl+j", "newline": "enter"} if own.newline_on_enter else {}
-    return action.keys({**swapped, **own.keys})
-
-
 class Status(Widget):
     """One line. At its left end stands the first of these that is set: `trouble` (what is wrong and stays wrong),
     `hint` (a word on what the person just did), `state` (the answer), `download` (a model that is on its way).
@@ -103,8 +87,8 @@ class Status(Widget):
 
     DEFAULT_CSS = """
     Status {
-        /* One line, but not a fixed one: beside a child of fixed height Textual forgets the composer's `max-height` in vh
-           when it asks how high the foot is. */
+        /* One line, but not a fixed one: beside a child of fixed height Textual forgets the composer's `max-height`
+           in vh when it asks how high the foot is. */
         height: auto;
         min-height: 1;
         max-height: 1;

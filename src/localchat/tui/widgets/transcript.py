@@ -16,7 +16,7 @@ from textual.geometry import Offset
 from textual.message import Message
 from textual.selection import Selection
 
-from localchat.tui.actions import bindings
+from localchat.tui.actions import bindings, key_of
 from localchat.tui.conversation import Item, Prompt
 from localchat.tui.widgets.pieces import Paper, Piece
 from localchat.tui.widgets.reading import ReadingView
@@ -26,17 +26,10 @@ from localchat.tui.widgets.turns import Manner, Notice, PromptSheet, ReplySheet,
 from localchat.tui.widgets.welcome import welcome_words
 
 
-def action_key(name: str) -> str:
-    """The key of an action as a person reads it."""
-    from localchat.tui.actions import ACTIONS
-
-    return next((action.key_label for action in ACTIONS if action.name == name), "")
-
-
 class Transcript(ReadingView):
     """The messages of a chat. `key` names the key of an action, for what helps after a failure."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*bindings("page", {})]
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("page")]
 
     can_focus = True
     FOCUS_ON_CLICK = False
@@ -64,7 +57,7 @@ class Transcript(ReadingView):
         *,
         thinking_open: bool = False,
         figures_open: bool = False,
-        key: Callable[[str], str] = action_key,
+        key: Callable[[str], str] = key_of,
     ) -> None:
         super().__init__()
         self.manner = Manner(thinking_open, figures_open, key)

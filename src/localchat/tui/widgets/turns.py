@@ -18,7 +18,7 @@ from localchat.tui.conversation import Item, Prompt
 from localchat.tui.widgets.endings import ending, figures
 from localchat.tui.widgets.page import Page
 from localchat.tui.widgets.pieces import Edge, Ink, Paper, Part, Piece, Words, guessed_lines, plain_parts
-from localchat.tui.widgets.status import duration, tokens
+from localchat.tui.words import duration, tokens
 
 _PROMPT_LINES = 60
 _PROMPT_CHARS = 8000

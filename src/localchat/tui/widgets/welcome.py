@@ -16,10 +16,13 @@ def welcome_words(model: str, offline: bool, last: str | None, key: Callable[[st
         (" will answer", "muted"),
         ("; nothing leaves this machine: offline is set\n\n" if offline else ".\n\n", "muted"),
     ]
-    keys = [("Enter", "sends; Ctrl J begins a new line"), ("Esc", "stops an answer and keeps what came")]
+    keys = [
+        (key("send"), f"sends; {key('newline')} begins a new line"),
+        (key("stop"), "stops an answer and keeps what came"),
+    ]
     if last is not None:
         keys.append((key("last_chat"), f"continues your last chat: {safe_line(last) or 'untitled'}"))
-    keys.append(("F1", "shows every other key"))
+    keys.append((key("keys"), "shows every other key"))
     wide = max(len(name) for name, _ in keys)
     for number, (name, what) in enumerate(keys):
         words += [(f"{name:<{wide}}  ", "text"), (what + ("\n" if number < len(keys) - 1 else ""), "muted")]
