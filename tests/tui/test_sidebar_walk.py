@@ -121,3 +121,23 @@ async def test_the_links_of_an_answer(bench: Bench) -> None:
         assert "xn--80ak6aa92e.com" in bench.shown
         await pilot.press("escape")
         assert bench.current.screen is bench.screen
+
+
+async def test_the_list_folds_away_where_the_screen_becomes_narrow_and_comes_back(bench: Bench) -> None:
+    async with bench.app().run_test(size=(110, 30)) as pilot:
+        await two_chats(bench, pilot)
+        await pilot.press("ctrl+b")
+        await bench.until(pilot, lambda: "Today" in bench.shown)
+        sidebar = bench.screen.query_one(Sidebar)
+        await pilot.press("escape")
+        await bench.until(pilot, lambda: bench.composer.has_focus_within)
+        await pilot.resize_terminal(70, 24)
+        await bench.until(pilot, lambda: not sidebar.display)
+        await pilot.resize_terminal(110, 30)
+        await bench.until(pilot, lambda: sidebar.display and "Today" in bench.shown)
+        # Whoever is in it stays in it.
+        await pilot.press("ctrl+b")
+        await bench.until(pilot, lambda: sidebar.has_focus_within)
+        await pilot.resize_terminal(70, 24)
+        await bench.until(pilot, lambda: sidebar.has_class("-over"))
+        assert sidebar.display and sidebar.has_focus_within
