@@ -289,18 +289,20 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class LoadRequest(msgspec.Struct, omit_defaults=True, frozen=True):
-    """The body of `POST /localchat/load`: have this model warm."""
+    """The body of `POST /localchat/load`: have this model warm (`verified_only` as in `Extras`)."""
 
     model: str = ""
     context: PositiveCount | None = None
     gpu_layers: Count | None = None
+    verified_only: bool = False
 
 
 class TokenizeRequest(msgspec.Struct, omit_defaults=True, frozen=True):
-    """The body of `POST /localchat/tokenize`: how many tokens would this text be?"""
+    """The body of `POST /localchat/tokenize`: how many tokens would this text be (`verified_only` as in `Extras`)?"""
 
     text: str
     model: str = ""
+    verified_only: bool = False
 
 
 class TokenizeResponse(msgspec.Struct, frozen=True):

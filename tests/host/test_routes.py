@@ -66,6 +66,10 @@ def test_a_file_to_be_verified_is_refused_to_those_who_want_to_do_that_themselve
     record = carried(empty_home).with_name("mine.gguf.json")
     with pytest.raises(NeedsVerification, match="me/mine"):
         LocalEngine().chat(question("me/mine", protocol.Extras(verified_only=True)))
+    with pytest.raises(NeedsVerification, match="me/mine"):
+        LocalEngine().load("me/mine", verified_only=True)
+    with pytest.raises(NeedsVerification, match="me/mine"):
+        LocalEngine().tokenize("hi", "me/mine", verified_only=True)
     assert not record.exists()
     assert list(LocalEngine().chat(question("me/mine", None)))
     assert record.exists()

@@ -35,14 +35,18 @@ class LocalEngine:
         """
         return ChatStream(self._ask(protocol.CHAT_PATH, msgspec.json.encode(request), request.model), last_words)
 
-    def load(self, model: str = "", context: int | None = None) -> protocol.Status:
-        """Have a model loaded, and wait until it is."""
-        body = msgspec.json.encode(protocol.LoadRequest(model, context))
+    def load(
+        self, model: str = "", context: int | None = None, gpu_layers: int | None = None, *, verified_only: bool = False
+    ) -> protocol.Status:
+        """Have a model loaded, and wait until it is. With `verified_only` a file that has to be hashed first is not:
+        that raises `NeedsVerification`.
+        """
+        body = msgspec.json.encode(protocol.LoadRequest(model, context, gpu_layers, verified_only))
         return self._answer(protocol.LOAD_PATH, body, model, protocol.Status)
 
-    def tokenize(self, text: str, model: str = "") -> list[int]:
-        """The token ids of `text` as the content of a message."""
-        body = msgspec.json.encode(protocol.TokenizeRequest(text, model))
+    def tokenize(self, text: str, model: str = "", *, verified_only: bool = False) -> list[int]:
+        """The token ids of `text` as the content of a message; `verified_only` as in `load`."""
+        body = msgspec.json.encode(protocol.TokenizeRequest(text, model, verified_only))
         return self._answer(protocol.TOKENIZE_PATH, body, model, protocol.TokenizeResponse).tokens
 
     def status(self) -> protocol.Status | None:

@@ -108,7 +108,7 @@ class _Routes:
 
     async def load(self, request: Request) -> Response:
         body = await _body(request, protocol.LoadRequest)
-        spec = await asyncio.to_thread(spec_of, body.model)
+        spec = await asyncio.to_thread(spec_of, body.model, may_hash=not body.verified_only)
         await asyncio.wrap_future(self._engine.load(spec, body.context, body.gpu_layers))
         return await self.status(request)
 
@@ -118,7 +118,7 @@ class _Routes:
 
     async def tokenize(self, request: Request) -> Response:
         body = await _body(request, protocol.TokenizeRequest)
-        spec = await asyncio.to_thread(spec_of, body.model)
+        spec = await asyncio.to_thread(spec_of, body.model, may_hash=not body.verified_only)
         tokens = await asyncio.wrap_future(self._engine.tokenize(spec, body.text))
         return _json({"tokens": tokens})
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from localchat.chats.records import ChatSettings
 from localchat.client.local import LocalEngine
 from localchat.client.remote import RemoteEngine
 from localchat.client.stream import ChatStream
@@ -154,14 +155,17 @@ def ask_who_answers(engine: Engine, tell: Callable[[str], object]) -> None:
     threading.Thread(target=find_out, name="who-answers", daemon=True).start()
 
 
-def warm_up(engine: Engine, model: str, context: int | None, tell: Callable[[Status | LocalchatError], object]) -> None:
-    """Have this machine's engine load a model, on a thread, before the first question; `tell` hears how that went."""
+def warm_up(engine: Engine, settings: ChatSettings, tell: Callable[[Status | LocalchatError], object]) -> None:
+    """Have this machine's engine load a model, on a thread, before the first question; `tell` hears how that went.
+
+    A file that has to be hashed first is left for the question, where the person sees how far that is.
+    """
 
     def load() -> None:
         if isinstance(engine, RemoteEngine):
             return
         try:
-            tell(engine.load(model, context))
+            tell(engine.load(settings.model, settings.context, settings.gpu_layers, verified_only=True))
         except LocalchatError as error:
             tell(error)
 

@@ -79,8 +79,7 @@ class Answering(ChatParts):
 
     def warm_up(self) -> None:
         """Have the engine load the model of this chat, so that the first answer comes soon."""
-        settings = self.session.settings
-        warm_up(self.engine, settings.model, settings.context, self._on_engine)
+        warm_up(self.engine, self.session.settings, self._on_engine)
 
     def look_at_engine(self) -> None:
         """Find out what the engine holds."""

@@ -216,7 +216,8 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         if not isinstance(self.engine, LocalEngine):
             return None
         try:
-            return len(await asyncio.to_thread(self.engine.tokenize, text, self.session.settings.model))
+            model = self.session.settings.model
+            return len(await asyncio.to_thread(self.engine.tokenize, text, model, verified_only=True))
         except LocalchatError:
             return None  # nothing that a person must know: the message itself will tell
 
