@@ -20,7 +20,7 @@ from localchat.chats.database import FAULTS, Database, connect, make_private, tr
 from localchat.chats.salvage import salvage
 from localchat.errors import ChatsDamaged
 from localchat.locks import FileLock
-from localchat.paths import paths
+from localchat.paths import paths, sync_folder
 
 _EVERY_S = 86400.0
 _PAGES = 256
@@ -119,7 +119,7 @@ def write_copy(
         if before and copy.exists():
             copy.replace(before)
         unfinished.replace(copy)
-        _sync_folder(copy.parent)
+        sync_folder(copy.parent)
     finally:
         unfinished.unlink(missing_ok=True)
         unfinished.with_name(f"{unfinished.name}-journal").unlink(missing_ok=True)
@@ -182,7 +182,7 @@ def _exchange(file: Path, aside: Path, prepared: Path) -> None:
         for there, here in moved:
             there.rename(here)
         raise
-    _sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 def _reading(file: Path) -> sqlite3.Connection:
@@ -200,13 +200,3 @@ def _is_recent(copy: Path) -> bool:
 
 def _partial(file: Path) -> Path:
     return file.with_name(f"{file.name}.{os.urandom(4).hex()}.partial")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -59,11 +59,15 @@ class Draft(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class Outcome(msgspec.Struct, omit_defaults=True, frozen=True):
-    """How an answer came about: which model, its figures, and why it ended. Durations are milliseconds."""
+    """How an answer came about: which model, its figures, and why it ended (`error_code` is that of `errors`).
+
+    Durations are milliseconds.
+    """
 
     model: str = ""
     finish_reason: str | None = None
     error: str | None = None
+    error_code: str | None = None
     usage: Usage | None = None
     timings: Timings | None = None
     context: int | None = None

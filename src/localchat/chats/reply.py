@@ -10,7 +10,7 @@ from typing import Literal
 
 from localchat.chats import records
 from localchat.chats.records import Node, Outcome
-from localchat.errors import LocalchatError
+from localchat.errors import LocalchatError, from_code
 from localchat.protocol import Chunk, Message, Progress, Timings, Usage
 
 State = Literal[
@@ -87,7 +87,7 @@ class Reply:
             warnings=list(told.warnings),
             seed=told.seed,
             finish_reason=told.finish_reason,
-            error=LocalchatError(told.error) if told.error else None,
+            error=from_code(told.error_code, told.error) if told.error else None,
             reasoning_tokens=told.reasoning_tokens,
             _thinking_from=None if told.thinking_ms is None else 0.0,
             _thinking_until=None if told.thinking_ms is None else told.thinking_ms / 1000,
@@ -193,6 +193,7 @@ class Reply:
             model=self.model,
             finish_reason=self.finish_reason,
             error=self.error.message if self.error else None,
+            error_code=self.error.code if self.error else None,
             usage=self.usage,
             timings=self.timings,
             context=self.context,

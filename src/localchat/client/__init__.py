@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 def engine_at(url: str | None) -> LocalEngine | RemoteEngine:
     """The engine to ask: the server at `url`, or this machine's own where there is none.
 
-    Both have `chat(request) -> ChatStream` and `is_local`. Nothing is started or connected yet.
+    Both have `chat(request) -> ChatStream`, `is_local`, and `goes_on`: whether they can continue an answer. Nothing is
+    started or connected yet.
     """
     if url:
         from localchat.client.remote import RemoteEngine

@@ -27,6 +27,7 @@ class LocalEngine:
     """The engine of this machine: started when first asked, gone by itself when idle."""
 
     is_local = True
+    goes_on = True
 
     def chat(self, request: protocol.ChatRequest) -> ChatStream:
         """Begin to stream an answer. `request.model` is a name or an absolute path; "" is the default model.

@@ -51,6 +51,11 @@ class RemoteEngine:
             self._headers["Authorization"] = f"Bearer {token}"
         self._speaks_localchat = False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it can continue an answer that ended too early; known once it was asked something."""
+        return self._speaks_localchat
+
     def models(self) -> list[str]:
         """The ids of the models that the server offers. Raises `EngineFailed` where it does not answer as one."""
         reply = self._send("GET", protocol.MODELS_PATH, patience_s=_CONNECT_TIMEOUT_S)

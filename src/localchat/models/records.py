@@ -18,7 +18,7 @@ import msgspec
 
 from localchat.errors import DamagedFile, FetchError, Interrupted, LocalchatError
 from localchat.models import gguf
-from localchat.paths import paths, private_folder
+from localchat.paths import paths, private_folder, sync_folder
 from localchat.safe_text import safe_line
 
 _CHUNK = 1 << 20
@@ -168,17 +168,6 @@ def publish(temporary: Path, path: Path) -> None:
         os.close(descriptor)
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` outlast a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path, *, on_hashed: OnHashed | None = None, cancelled: Cancelled | None = None) -> str:

@@ -92,7 +92,7 @@ class KeptChat:
 
         def work(chats: Chats) -> None:
             draft = chats.draft(number)
-            if not draft.text.startswith(text):
+            if not _begins(draft, text, attachments):
                 joined = f"{text}\n{draft.text}" if draft.text else text
                 chats.keep_draft(number, Draft(joined, [*attachments, *draft.attachments]))
 
@@ -131,7 +131,12 @@ class KeptChat:
 
 
 def without(draft: Draft, text: str, attachments: Sequence[Attachment]) -> Draft:
-    """What is left of a draft that began with a message which goes out; of one that was only that message, nothing."""
-    if not draft.text.startswith(f"{text}\n"):
+    """What is left of a draft that began with a message which goes out; of another (an older state of it), nothing."""
+    if not _begins(draft, text, attachments):
         return Draft()
     return Draft(draft.text[len(text) + 1 :], draft.attachments[len(attachments) :])
+
+
+def _begins(draft: Draft, text: str, attachments: Sequence[Attachment]) -> bool:
+    same = draft.text == text or draft.text.startswith(f"{text}\n")
+    return same and draft.attachments[: len(attachments)] == list(attachments)

@@ -216,6 +216,8 @@ class Session:
         target, reply = self.tree.nodes[node], self.reply(node)
         if target.message.role != "assistant":
             return "choose an answer to go on with"
+        if not self._engine.goes_on:
+            return "this server cannot go on with an answer: ask again instead"
         if target.state == "unfinished":
             return "another window is still writing this answer: open the chat again when it is done"
         if reply.state == "done" and reply.finish_reason != "length":
@@ -277,9 +279,12 @@ class Session:
             await self.kept.change(lambda chats, chat: chats.go_to(chat, tip))
         self._tell(lambda view: view.shown(node))
 
-    async def rename(self, title: str) -> None:
-        """Give the chat a title. Raises `ChatsError`."""
+    def rename(self, title: str) -> Coroutine[object, object, None]:
+        """Give the chat a title: at once here, and soon on disk. May raise `ChatsError`."""
         self.kept.rename(title, "person")
+        return self._renamed(title)
+
+    async def _renamed(self, title: str) -> None:
         await self.kept.change(lambda chats, chat: chats.rename(chat, title, "person"))
         self._tell(lambda view: view.listed())
 

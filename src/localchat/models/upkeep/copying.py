@@ -19,6 +19,7 @@ from typing import Literal
 from localchat.errors import DamagedFile, FetchError, Interrupted
 from localchat.models import records
 from localchat.models.records import Cancelled
+from localchat.paths import sync_folder
 from localchat.safe_text import safe_line
 
 How = Literal["linked", "cloned", "copied"]
@@ -60,7 +61,7 @@ def place(
             if how == "linked":
                 # Not ours to flush, and perhaps not ours to open for writing.
                 temporary.replace(target)
-                records.sync_folder(target.parent)
+                sync_folder(target.parent)
             else:
                 records.publish(temporary, target)
         finally:

@@ -19,7 +19,7 @@ from localchat.models.store import ModelFile
 from localchat.models.transfer.progress import Meter, OnProgress
 from localchat.models.upkeep import copying, projectors
 from localchat.models.upkeep.importing import COPYING, HASHING
-from localchat.paths import paths
+from localchat.paths import paths, sync_folder
 from localchat.safe_text import safe_line
 
 _MARGIN = 1 << 20
@@ -130,7 +130,7 @@ def _write_record(target: Path, known: Record) -> None:
     temporary = beside.with_name(f".{target.name}.new.json")
     temporary.write_bytes(records.encoded(copied))
     temporary.replace(beside)
-    records.sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _report(meter: Meter, before: int, done: int, _total: int = 0) -> None:

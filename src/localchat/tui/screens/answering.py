@@ -63,7 +63,7 @@ class Answering(ChatParts):
 
     def begin_answering(self) -> None:
         """Find out who answers, and have the engine warm up."""
-        if not self.wanted.model:
+        if not (self.wanted.model and self.engine.is_local):
             ask_who_answers(self.engine, lambda model: self.post_message(self.AnswersAs(model)))
         threading.Thread(target=self._look_for_models, name="models", daemon=True).start()
 

@@ -40,6 +40,7 @@ from localchat.tui.widgets.transcript import Transcript
 _LOOKS_PER_SECOND = 25
 _HINT_S = 4.0
 _DRAFT_S = 0.5
+_RETRY_S = 5.0
 _COUNTED_CHARS = 400
 """Shorter texts are not worth a count of their tokens."""
 
@@ -84,7 +85,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._asked_for = chat
         self._last_title: str | None = None
         self._others: list[Session] = []
-        self._unkept = ""
+        self._unkept: str | None = None
         self._kept_draft: Draft | None = Draft()
         self._offered = False
         self._quit_until = 0.0
@@ -142,9 +143,9 @@ class ChatScreen(Steering, Lists, Answering, Looking):
     def on_composer_sent(self, message: Composer.Sent) -> None:
         """Send it; where it could not be kept and is sent again all the same, it goes out without."""
         text, attachments = message.text, list(message.attachments)
-        if self._unkept and text == self._unkept:
+        if text == self._unkept:
             self.session.kept.keeps = False
-        self._unkept = ""
+        self._unkept = None
         editing, self.editing = self.editing, None
         if editing:
             self.composer.give_back(editing[1].text, editing[1].attachments)
@@ -392,6 +393,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             await asyncio.shield(asyncio.wrap_future(future))
         except ChatsError:
             self._kept_draft = None
+            self._draft_timer = self._draft_timer or self.set_timer(_RETRY_S, self._rest)
             raise
 
     def _whole_draft(self) -> Draft:

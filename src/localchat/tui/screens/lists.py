@@ -78,13 +78,9 @@ class Lists(ChatParts):
         self._titled(title)
 
     def _titled(self, title: str | None) -> None:
-        if not title or not title.strip():
-            return
-        if not self.session.items():
-            self.hint("there is no chat to name yet: send a message first")
-            return
-        self.do(self.session.rename(safe_line(title)))
-        self.hint(f"this chat is called {safe_line(title)}")
+        if title and title.strip():
+            self.do(self.session.rename(safe_line(title)))
+            self.hint(f"this chat is called {safe_line(title)}")
 
     def action_export(self) -> None:
         """Write the chat to a file."""
