@@ -78,7 +78,7 @@ def test_a_prompt_longer_than_the_window(host: Path, tiny: Path) -> None:
 
 def test_a_prompt_longer_than_the_window_that_was_asked_for(host: Path, tiny: Path) -> None:
     said = refused(run_cli("ask", "-m", str(tiny), "-o", "context", "512", home=host, input="x" * 1000), 6)
-    assert "context window holds 512: raise it with -o context N (up to 2048)" in said
+    assert "context window holds 512: set a larger context (up to 2048)" in said
     done = run_cli("ask", "-m", str(tiny), "--max-tokens", "4", home=host, input="x" * 1000)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip()
 

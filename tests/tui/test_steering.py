@@ -296,7 +296,8 @@ async def test_a_full_window_gets_a_summary_if_the_person_says_so(bench: Bench) 
         await pilot.press("m")
         await bench.until(pilot, lambda: "Two." in bench.shown)
         await bench.answered(pilot)
-        await bench.until(pilot, lambda: "a summary stands for what is above" in bench.shown)
+        await bench.until(pilot, lambda: "this summary stands for what is above" in bench.shown)
+        assert "They counted." in bench.shown
     assert sent(bench, 2)[:2] == ["first", "One."]
     assert "Summarise" in sent(bench, 2)[2]
     assert bench.engine.requests[3].messages[0].role == "system"

@@ -289,7 +289,7 @@ class Engine:
             if job.cancelled:
                 raise Interrupted("nobody waits for this answer any more")
             if tokens >= cap:
-                advice = f"raise it with -o context N (up to {trained})" if cap < trained else "shorten it"
+                advice = f"set a larger context (up to {trained})" if cap < trained else "shorten it"
                 raise ContextExceeded(
                     f"the prompt has {tokens} tokens and the context window holds {cap}: {advice}, or start a new chat"
                 )

@@ -11,7 +11,7 @@ from localchat.chats.requests import visible
 from localchat.chats.tree import Tree
 
 FORGOTTEN = "the model no longer sees what is above"
-SUMMARISED = "for the model, a summary stands for what is above"
+SUMMARISED = "for the model, this summary stands for what is above"
 
 
 @dataclass(slots=True)
@@ -51,7 +51,8 @@ def item_of(tree: Tree, node: Node, replies: Mapping[int, Reply]) -> Item:
 
 
 def first_seen(tree: Tree, replies: Mapping[int, Reply]) -> tuple[int | None, str]:
-    """The first message of the path that the model saw when it last answered, and why none before it.
+    """The first message of the path that the model saw when it last answered, and why none before it (in the lines after
+    the first one, the summary that it sees instead).
 
     None where it saw all.
     """
@@ -66,5 +67,5 @@ def first_seen(tree: Tree, replies: Mapping[int, Reply]) -> tuple[int | None, st
     if dropped > 0:
         return seen[dropped].id, FORGOTTEN
     if summary is not None:
-        return seen[0].id, SUMMARISED
+        return seen[0].id, f"{SUMMARISED}\n{summary}"
     return None, ""

@@ -17,6 +17,8 @@ from localchat.tui.exchange import Ended, Engine, Exchange
 
 _TITLE_TOKENS = 24
 _TITLE_CHARS = 60
+_TITLE_WORDS = 9
+_CHATTER = re.compile(r"(this|the) (conversation|chat|title)\b|here (is|are|'s)\b|sure\b|i('m| am|'d| would)\b", re.IGNORECASE)
 _SUMMARY_TOKENS = 512
 
 # They stand after the conversation itself, so that the engine finds all of it read.
@@ -77,7 +79,8 @@ def title_from(text: str) -> str:
     """A title from what a model said: its first line, without quotes, marks and a closing stop; "" if it is none."""
     line = next((line for line in text.splitlines() if line.strip()), "")
     line = re.sub(r"^(?:[#>*\s-]+|title\s*:)+|[*_`]+", "", safe_line(line), flags=re.IGNORECASE).strip(" \"'“”‘’«».:")
-    return line if 0 < len(line) <= _TITLE_CHARS else ""
+    is_title = 0 < len(line) <= _TITLE_CHARS and len(line.split()) <= _TITLE_WORDS and not _CHATTER.match(line)
+    return line if is_title else ""
 
 
 def _beside(path: Sequence[Node], settings: ChatSettings, question: str, tokens: int) -> ChatRequest:

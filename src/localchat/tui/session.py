@@ -417,7 +417,8 @@ class Session:
             if reply.state == "done":
                 self._soon(self.ask(waiting.text, waiting.attachments, waiting.parent, edit=waiting.edit))
                 return
-            self._give_back(waiting, LocalchatError("the answer did not end well: your next message was not sent"))
+            ended = "stopped" if reply.state == "stopped" else "the answer did not end well"
+            self._give_back(waiting, LocalchatError(f"{ended}: your next message is here again"))
         if isinstance(reply.error, ContextExceeded):
             self._tell(lambda view: view.full())
         elif not unsent:

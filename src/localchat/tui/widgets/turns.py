@@ -37,7 +37,8 @@ class Manner:
 class Sheet:
     """One message as pieces, from top to bottom. `height` is in lines, a guess until all pieces are set.
 
-    `seen` labels the rule above it, where the model sees nothing of what stands before ("" for none).
+    `seen` labels the rule above it, where the model sees nothing of what stands before ("" for none); what follows its
+    first line is the summary that the model sees instead.
     """
 
     def __init__(self, item: Item | None, manner: Manner) -> None:
@@ -135,8 +136,11 @@ class Sheet:
     def _arrange(self, paper: Paper) -> None:
         pieces = self._made(paper)
         if self.seen and pieces:
-            pieces.insert(0, paper.piece("seen", [(self.seen, "muted")], rule=True))
-            pieces[1].set_gap(1)
+            pieces[0].set_gap(1)
+            label, _, summary = self.seen.partition("\n")
+            if summary:
+                pieces.insert(0, paper.piece("seen", [(safe_text(summary), "muted")], gap=1))
+            pieces.insert(0, paper.piece("seen", [(label, "muted")], rule=True))
         if pieces:
             pieces[0].set_gap(1)
         self._pieces = pieces
