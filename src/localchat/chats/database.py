@@ -28,7 +28,7 @@ PATIENCE_S = 5.0
 """How long a statement waits for another program that writes, seconds."""
 
 FAULTS = (sqlite3.Error, UnicodeDecodeError)
-"""What SQLite's calls raise. Its messages quote a damaged file, and that need not be text: Python then says so instead."""
+"""What SQLite's calls raise. Its messages quote a damaged file, and where that is no text, Python says so instead."""
 
 _SCANT = 1 << 16
 """Free bytes below which a disk counts as full: less than a transaction may need."""

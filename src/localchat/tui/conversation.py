@@ -51,8 +51,9 @@ def item_of(tree: Tree, node: Node, replies: Mapping[int, Reply]) -> Item:
 
 
 def first_seen(tree: Tree, replies: Mapping[int, Reply]) -> tuple[int | None, str]:
-    """The first message of the path that the model saw when it last answered, and why none before it (in the lines after
-    the first one, the summary that it sees instead).
+    """The first message of the path that the model saw when it last answered, and why none before it.
+
+    After the first line of why stands the summary that it sees instead.
 
     None where it saw all.
     """

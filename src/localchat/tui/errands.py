@@ -18,7 +18,9 @@ from localchat.tui.exchange import Ended, Engine, Exchange
 _TITLE_TOKENS = 24
 _TITLE_CHARS = 60
 _TITLE_WORDS = 9
-_CHATTER = re.compile(r"(this|the) (conversation|chat|title)\b|here (is|are|'s)\b|sure\b|i('m| am|'d| would)\b", re.IGNORECASE)
+_CHATTER = re.compile(
+    r"(this|the) (conversation|chat|title)\b|here (is|are|'s)\b|sure\b|i('m| am|'d| would)\b", re.IGNORECASE
+)
 _SUMMARY_TOKENS = 512
 
 # They stand after the conversation itself, so that the engine finds all of it read.

@@ -1,16 +1,14 @@
 """The chat: connects what the person does, the sessions, and the widgets. What can be done is in its parts.
 
-`steering` steers answers, `lists` knows other chats, `answering` models and settings, `looking` is about reading.
+`writing` is about the composer and drafts, `steering` steers answers, `lists` knows other chats, `answering` models and
+settings, `looking` is about reading.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import ClassVar
 
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
@@ -19,19 +17,18 @@ from textual.timer import Timer
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import Attachment, ChatSettings, Draft
 from localchat.chats.reply import Reply
-from localchat.client.local import LocalEngine
 from localchat.errors import ChatsDamaged, ChatsError, LocalchatError
 from localchat.safe_text import safe_line
 from localchat.settings import settings as own_settings
-from localchat.tui.actions import bindings, by_slash, key_of, slash_commands
+from localchat.tui.actions import bindings, key_of, slash_commands
 from localchat.tui.conversation import Item
 from localchat.tui.downloads import Downloads
 from localchat.tui.exchange import Engine, Prepare
-from localchat.tui.kept_chat import without
 from localchat.tui.screens.answering import Answering
 from localchat.tui.screens.lists import Lists
 from localchat.tui.screens.looking import Looking
 from localchat.tui.screens.steering import Steering
+from localchat.tui.screens.writing import Writing
 from localchat.tui.session import Session
 from localchat.tui.widgets.composer import Composer
 from localchat.tui.widgets.status import Status, facts, state_text
@@ -39,15 +36,10 @@ from localchat.tui.widgets.transcript import Transcript
 
 _LOOKS_PER_SECOND = 25
 _HINT_S = 4.0
-_DRAFT_S = 0.5
-_RETRY_S = 5.0
-_COUNTED_CHARS = 400
-"""Shorter texts are not worth a count of their tokens."""
-
 _READING = "↑↓ messages, Esc writes, y copies, e edits, r asks again, ←→ versions"
 
 
-class ChatScreen(Steering, Lists, Answering, Looking):
+class ChatScreen(Writing, Steering, Lists, Answering, Looking):
     """One chat on the screen; others may go on being answered behind it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
@@ -85,13 +77,10 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._asked_for = chat
         self._last_title: str | None = None
         self._others: list[Session] = []
-        self._unkept: str | None = None
-        self._kept_draft: Draft | None = Draft()
         self._offered = False
         self._quit_until = 0.0
         self._timer: Timer | None = None
         self._hint_timer: Timer | None = None
-        self._draft_timer: Timer | None = None
         own = own_settings()
         self.session = self._new_session(settings)
         self.downloads = Downloads(lambda download: self.post_message(self.Downloaded(download)))
@@ -133,94 +122,16 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         """A draft that was left in a chat that had not begun, and what can be continued."""
         draft, prompts, last = await self.read(lambda chats: (chats.draft(None), chats.prompts(), chats.latest("chat")))
         self.composer.set_history(prompts)
-        self._take_draft(draft)
+        self.take_draft(draft)
         if last and self.session.chat is None:
             self._last_title = last.title
             self.transcript.welcome(self.shown_model(), self._offline, last.title)
 
     # What the widgets tell.
 
-    def on_composer_sent(self, message: Composer.Sent) -> None:
-        """Send it; where it could not be kept and is sent again all the same, it goes out without."""
-        text, attachments = message.text, list(message.attachments)
-        if text == self._unkept:
-            self.session.kept.keeps = False
-        self._unkept = None
-        editing, self.editing = self.editing, None
-        if editing:
-            self.composer.give_back(editing[1].text, editing[1].attachments)
-            self.do(self.session.ask(text, attachments, editing[0], edit=True))
-        else:
-            self.do(self.session.ask(text, attachments))
-        self.composer.focus()
-
-    def on_composer_command(self, message: Composer.Command) -> None:
-        """Do what a slash command says."""
-        action = by_slash(message.name)
-        if not action:
-            self.hint(f"there is no command /{safe_line(message.name)}: F1 shows all")
-        elif message.argument and action.argument:
-            getattr(self, f"slash_{action.name}")(message.argument)
-        elif action.argument and not action.argument.startswith("["):
-            self.hint(f"/{action.slash} needs more: /{action.slash} {action.argument}")
-        else:
-            method = action.method if action.method.startswith("app.") else f"screen.{action.method}"
-            self.do(self.run_action(method))
-
-    def on_composer_changed(self) -> None:
-        """Keep the draft, in a moment."""
-        if len(self.composer.text) < _COUNTED_CHARS:
-            self.composer.hint = ""
-        if not self._draft_timer:
-            self._draft_timer = self.set_timer(_DRAFT_S, self._rest)
-
     def on_descendant_focus(self) -> None:
         """Tell the keys that work now."""
         self.show_status()
-
-    def on_paste(self, event: events.Paste) -> None:
-        """What is pasted while the page has the focus is meant for the composer."""
-        self.composer.focus()
-        self.composer.paste(event.text)
-
-    def on_composer_said(self, message: Composer.Said) -> None:
-        """Show what the composer has to say."""
-        self.hint(message.text)
-
-    def on_composer_left(self) -> None:
-        """Up into the page."""
-        self.action_read()
-
-    def on_composer_attached(self, message: Composer.Attached) -> None:
-        """Count the tokens of an attachment."""
-        self.do(self._count(message.attachment, message.index))
-
-    async def _count(self, attachment: Attachment, index: int) -> None:
-        if (tokens := await self._tokens(attachment.text)) is not None:
-            self.composer.set_tokens(index, tokens)
-
-    def _rest(self) -> None:
-        """The person paused in writing."""
-        self.keep_draft()
-        text = self.composer.text
-        if len(text) < _COUNTED_CHARS:
-            self.composer.hint = ""
-        else:
-            self.do(self._count_text(text))
-
-    async def _count_text(self, text: str) -> None:
-        if (tokens := await self._tokens(text)) is not None and text == self.composer.text:
-            self.composer.hint = f"{tokens:,} tokens"
-
-    async def _tokens(self, text: str) -> int | None:
-        """How many tokens a text has for the model of this chat; None where the engine is somewhere else."""
-        if not isinstance(self.engine, LocalEngine):
-            return None
-        try:
-            model = self.session.settings.model
-            return len(await asyncio.to_thread(self.engine.tokenize, text, model, verified_only=True))
-        except LocalchatError:
-            return None  # nothing that a person must know: the message itself will tell
 
     def on_transcript_typed(self, message: Transcript.Typed) -> None:
         """A person who types wants to write."""
@@ -256,7 +167,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         self._leave_session()
         self._show_session(self._new_session(settings))
         self.composer.put(draft)
-        self.do(self._put_draft(None))
+        self.do(self.put_draft(None))
         if focus:
             self.composer.focus()
 
@@ -274,7 +185,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self._leave_session()
             self._show_session(session)
             self.composer.put(Draft())
-            await self._put_draft(chat)
+            await self.put_draft(chat)
             await self.refresh_list()
         if at is not None:
             await self.session.show_node(at)
@@ -285,22 +196,6 @@ class ChatScreen(Steering, Lists, Answering, Looking):
         for session in (self.session, *self._others):
             if session.chat == chat:
                 session.stop()
-
-    async def _put_draft(self, chat: int | None) -> None:
-        draft = await self.read(lambda chats: chats.draft(chat))
-        if chat == self.session.chat:
-            self._take_draft(draft)
-
-    def _take_draft(self, draft: Draft) -> None:
-        """Take up a draft from the disk, before whatever has been typed meanwhile."""
-        self._kept_draft = draft
-        if waiting := self.session.waiting:
-            draft = without(draft, waiting.text, waiting.attachments)
-        if self.composer.draft() == Draft():
-            self.composer.put(draft)
-        elif draft != Draft():
-            self.composer.give_back(draft.text, draft.attachments)
-        self.keep_draft()
 
     def _leave_session(self) -> None:
         self.editing = None
@@ -355,7 +250,7 @@ class ChatScreen(Steering, Lists, Answering, Looking):
             self.hint(said)
             self.offer_backup(error)
         elif isinstance(error, ChatsError):
-            self._unkept = text
+            self.unkept = text
             self.hint(f"not sent: {said} ({key_of('send')} again sends it without keeping it)", lasting=True)
         else:
             self.hint(said)
@@ -371,40 +266,9 @@ class ChatScreen(Steering, Lists, Answering, Looking):
 
     def listed(self) -> None:
         """The list of chats has changed, and the draft went with the message that was sent."""
-        self._kept_draft = None
+        self.kept_draft = None
         self.keep_draft()
         self.do(self.refresh_list())
-
-    def keep_draft(self) -> None:
-        """Have what stands in the composer on disk."""
-        if self._draft_timer:
-            self._draft_timer.stop()
-            self._draft_timer = None
-        draft, chat = self._whole_draft(), self.session.chat
-        if draft != self._kept_draft and self.session.kept.keeps:
-            self._kept_draft = draft
-            future = self.keeper.call(lambda chats: chats.keep_draft(chat, draft))
-            if self.is_running:
-                self.do(self._told(future))
-
-    async def _told(self, future: Future[None]) -> None:
-        """Wait for the disk, so that what goes wrong is said, and tried again."""
-        try:
-            await asyncio.shield(asyncio.wrap_future(future))
-        except ChatsError:
-            self._kept_draft = None
-            self._draft_timer = self._draft_timer or self.set_timer(_RETRY_S, self._rest)
-            raise
-
-    def _whole_draft(self) -> Draft:
-        """All that was written here and has not gone out: what waits, what is edited, what stands in the composer."""
-        parts = [self.composer.draft()]
-        if waiting := self.session.waiting:
-            parts.insert(0, Draft(waiting.text, waiting.attachments))
-        if self.editing:
-            parts.append(self.editing[1])
-        text = "\n".join(part.text for part in parts if part.text)
-        return Draft(text, [one for part in parts for one in part.attachments])
 
     # The rest.
 

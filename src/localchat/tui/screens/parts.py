@@ -13,7 +13,7 @@ from localchat.safe_text import safe_line
 
 if TYPE_CHECKING:
     from localchat.chats.keeper import Keeper
-    from localchat.chats.records import ChatSettings
+    from localchat.chats.records import ChatSettings, Draft
     from localchat.chats.store import Chats
     from localchat.tui.session import Session
     from localchat.tui.widgets.composer import Composer
@@ -31,6 +31,8 @@ class ChatParts(Screen[None]):
     transcript: Transcript
     composer: Composer
     status: Status
+    editing: tuple[int | None, Draft] | None = None
+    """An earlier message that is being edited: its parent, and the draft that stood in the composer before."""
 
     def hint(self, text: str, *, lasting: bool = False) -> None:
         """Say something in the status line: for a while, or until something else happens (`lasting`)."""
@@ -54,6 +56,14 @@ class ChatParts(Screen[None]):
 
     def stop_chat(self, chat: int) -> None:
         """Stop the answer that a chat is getting, shown or not."""
+        raise NotImplementedError
+
+    def keep_draft(self) -> None:
+        """Have what stands in the composer on disk, soon."""
+        raise NotImplementedError
+
+    def action_read(self) -> None:
+        """Go up into the page."""
         raise NotImplementedError
 
     async def refresh_list(self) -> None:

@@ -9,12 +9,7 @@ from localchat.tui.session import settings_with
 
 
 class Steering(ChatParts):
-    """The part of the chat screen that steers answers.
-
-    `editing` is an earlier message that is being edited: its parent, and the draft that stood in the composer before.
-    """
-
-    editing: tuple[int | None, Draft] | None = None
+    """The part of the chat screen that steers answers."""
 
     # The answer.
 
@@ -94,10 +89,6 @@ class Steering(ChatParts):
             self.editing = None
             self.keep_draft()
             self.show_status()
-
-    def keep_draft(self) -> None:
-        """Have what stands in the composer on disk, soon."""
-        raise NotImplementedError
 
     def action_walk(self, by: int) -> None:
         """Go to another version of the message at the mark."""
