@@ -93,6 +93,7 @@ class Writing(ChatParts):
 
     def _rest(self) -> None:
         """The person paused in writing."""
+        self._draft_timer = None
         self.keep_draft()
         text = self.composer.text
         if len(text) < _COUNTED_CHARS:
@@ -135,9 +136,6 @@ class Writing(ChatParts):
 
     def keep_draft(self) -> None:
         """Have what stands in the composer on disk."""
-        if self._draft_timer:
-            self._draft_timer.stop()
-            self._draft_timer = None
         draft, chat = self._whole_draft(), self.session.chat
         if draft != self.kept_draft and self.session.kept.keeps:
             self.kept_draft = draft
