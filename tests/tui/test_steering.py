@@ -359,6 +359,26 @@ async def test_a_message_that_cannot_be_kept_is_not_sent_until_the_person_insist
     assert sent(bench) == ["my words", "Unkept words.", "on"]
 
 
+async def test_a_message_that_can_be_kept_the_second_time_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from localchat.errors import ChatsDiskFull
+
+    bench.engine.script(say("Kept words."))
+    create = Chats.create
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ChatsDiskFull("the disk is full: make room")
+
+    async with bench.app().run_test(size=SIZE) as pilot:
+        monkeypatch.setattr(Chats, "create", refuse)
+        await bench.ask(pilot, "my words")
+        await bench.until(pilot, lambda: "the disk is full" in bench.shown)
+        monkeypatch.setattr(Chats, "create", create)
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: "Kept words." in bench.shown)
+        assert "not kept" not in bench.shown and "the disk is full" not in bench.shown
+    assert words(kept()) == ["my words", "Kept words."]
+
+
 async def test_stopping_in_the_prompt_and_asking_again_leaves_no_empty_version(bench: Bench) -> None:
     bench.engine.script(progress("reading", 1, 9), wait("never"))
     bench.engine.script(say("Done."))

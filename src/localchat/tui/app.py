@@ -6,7 +6,9 @@ Importing this builds nothing; `run` is how the command line opens the chat.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,6 +31,7 @@ from localchat.tui.theme import ANSI, THEMES, WITHOUT_COLOURS, chosen, is_colour
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT")
 _CLOSING_S = 5.0
+_LEAVING_S = 10.0
 
 
 class ChatApp(App[None], inherit_bindings=False):
@@ -66,6 +69,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._prepare = prepare
         self._clock = clock
         self._signals: list[signal.Signals] = []
+        self.takes_keys = threading.Event()
         self.set_keymap(checked_keys())
 
     def get_default_screen(self) -> Screen[None]:
@@ -75,6 +79,7 @@ class ChatApp(App[None], inherit_bindings=False):
             self.keeper,
             self._wanted,
             self._prepare,
+            self.takes_keys,
             clock=self._clock,
             offline=is_offline(),
             chat=self._chat,
@@ -90,8 +95,15 @@ class ChatApp(App[None], inherit_bindings=False):
             # Not every system has them, and a loop outside the main thread cannot take them.
             with suppress(NotImplementedError, RuntimeError, ValueError):
                 if number is not None:
-                    loop.add_signal_handler(number, partial(self.exit, return_code=128 + number))
+                    loop.add_signal_handler(number, partial(self._leave, 128 + number))
                     self._signals.append(number)
+
+    def _leave(self, code: int) -> None:
+        """Leave in good order, within some seconds: a terminal that is gone can hold a writer for ever."""
+        self.exit(return_code=code)
+        guard = threading.Timer(_LEAVING_S, os._exit, (code,))
+        guard.daemon = True
+        guard.start()
 
     def _draw_anew(self, _app: App[Any]) -> None:
         """Back from the shell or an editor: of a screen that was cleared behind its back Textual knows nothing."""

@@ -40,6 +40,7 @@ class Waiting:
     attachments: list[Attachment]
     parent: int | None = None
     edit: bool = False
+    insists: bool = False
 
 
 class Session:
@@ -126,13 +127,20 @@ class Session:
     # Asking.
 
     def ask(
-        self, text: str, attachments: list[Attachment], parent: int | None = None, *, edit: bool = False
+        self,
+        text: str,
+        attachments: list[Attachment],
+        parent: int | None = None,
+        *,
+        edit: bool = False,
+        insists: bool = False,
     ) -> Coroutine[object, object, None]:
         """Send a message after the tip; with `edit` beside the message whose parent is `parent`.
 
-        While an answer is on its way, one message waits for its end. `busy` from the call on.
+        While an answer is on its way, one message waits for its end. `busy` from the call on. Where the disk refuses
+        it, it is given back, unless the person `insists`: from then on the chat is not kept.
         """
-        asked = Waiting(text, attachments, parent, edit)
+        asked = Waiting(text, attachments, parent, edit, insists)
         self._asked.append(asked)
         return self._ask(asked)
 
@@ -165,7 +173,7 @@ class Session:
         else:
             self._tell(lambda view: view.added(self._beginning))
         try:
-            question, answer = await self.kept.ask(parent, message, attachments, self.settings)
+            question, answer = await self._written_down(asked, parent, message)
         except ChatsError as problem:
             error = problem
         else:
@@ -177,6 +185,15 @@ class Session:
         self.running = None
         self._tell(lambda view: view.shown())
         self._give_back(asked, error)
+
+    async def _written_down(self, asked: Waiting, parent: int | None, message: Message) -> tuple[int, int]:
+        try:
+            return await self.kept.ask(parent, message, asked.attachments, self.settings)
+        except ChatsError:
+            if not asked.insists:
+                raise
+        self.kept.keeps = False
+        return await self.kept.ask(parent, message, asked.attachments, self.settings)
 
     async def again(self, node: int | None = None) -> None:
         """Another answer to a question (`node`, or the one of the answer `node`; the last one where none is named).

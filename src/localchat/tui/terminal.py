@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import selectors
 import sys
+import threading
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
 
@@ -79,6 +80,10 @@ def driver() -> type[Driver] | None:
             """Read until told to stop, or until the terminal is gone: then the program has nobody to talk to."""
             parser = InputParser()
             decode = getincrementaldecoder("utf-8")("replace").decode
+            # What is typed before there is a composer stays in the terminal until there is one.
+            takes_keys: threading.Event | None = getattr(self._app, "takes_keys", None)
+            while takes_keys and not self.exit_event.is_set() and not takes_keys.wait(_LOOK_S):
+                pass
             with selectors.DefaultSelector() as selector:
                 selector.register(self.fileno, selectors.EVENT_READ)
                 while not self.exit_event.is_set():

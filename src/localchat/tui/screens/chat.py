@@ -7,6 +7,7 @@ settings, `looking` is about reading.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -40,7 +41,7 @@ _READING = "↑↓ messages, Esc writes, y copies, e edits, r asks again, ←→
 
 
 class ChatScreen(Writing, Steering, Lists, Answering, Looking):
-    """One chat on the screen; others may go on being answered behind it."""
+    """One chat on the screen; others may go on being answered behind it. `takes_keys`: there is a composer."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("chat")]
 
@@ -62,6 +63,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
         keeper: Keeper,
         settings: ChatSettings,
         prepare: Prepare | None,
+        takes_keys: Event,
         *,
         clock: Callable[[], float],
         offline: bool,
@@ -72,6 +74,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
         self.engine = engine
         self.wanted = settings
         self._prepare = prepare
+        self._takes_keys = takes_keys
         self._clock = clock
         self._offline = offline
         self._asked_for = chat
@@ -98,6 +101,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
 
     def on_mount(self) -> None:
         """Be ready, take up what was left, and have the engine warm up meanwhile."""
+        self.call_after_refresh(self._takes_keys.set)
         self._timer = self.set_interval(1 / _LOOKS_PER_SECOND, self._look, pause=True)
         self.show_status()
         if self._asked_for is not None:
@@ -228,6 +232,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
 
     def added(self, new: list[Item]) -> None:
         """Put new messages at the end of the page."""
+        self._clear_hint()
         self.show_page()
         self.transcript.add(*new)
 
@@ -251,7 +256,8 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
             self.offer_backup(error)
         elif isinstance(error, ChatsError):
             self.unkept = text
-            self.hint(f"not sent: {said} ({key_of('send')} again sends it without keeping it)", lasting=True)
+            again = f"{key_of('send')} again sends it without keeping it"
+            self.hint(f"{again}; not sent: {said}", lasting=True)
         else:
             self.hint(said)
 

@@ -39,15 +39,13 @@ class Writing(ChatParts):
     def on_composer_sent(self, message: Composer.Sent) -> None:
         """Send it; where it could not be kept and is sent again all the same, it goes out without."""
         text, attachments = message.text, list(message.attachments)
-        if text == self.unkept:
-            self.session.kept.keeps = False
-        self.unkept = None
+        insists, self.unkept = text == self.unkept, None
         editing, self.editing = self.editing, None
         if editing:
             self.composer.give_back(editing[1].text, editing[1].attachments)
-            self.do(self.session.ask(text, attachments, editing[0], edit=True))
+            self.do(self.session.ask(text, attachments, editing[0], edit=True, insists=insists))
         else:
-            self.do(self.session.ask(text, attachments))
+            self.do(self.session.ask(text, attachments, insists=insists))
         self.composer.focus()
 
     def on_composer_command(self, message: Composer.Command) -> None:
