@@ -248,6 +248,7 @@ def test_trouble_with_the_disk_costs_a_line_and_never_the_answer(engine: FakeEng
     assert continued.returncode != 0 and continued.stderr.count("\n") == 1 and "Traceback" not in continued.stderr
 
 
+@pytest.mark.slow
 def test_a_locked_file_costs_a_line_and_never_the_answer(engine: FakeEngine, home: Path) -> None:
     engine.script(say("ok"))
     ask(engine, "hi", home=home)

@@ -551,7 +551,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(engine: Engine,
     with pytest.raises(ContextExceeded, match=f"{OVERHEAD + 2040} tokens.* 2048") as caught:
         Ask(engine, tiny, "x" * 2040).end()
     assert "new chat" in caught.value.message
-    with pytest.raises(ContextExceeded, match=f"{OVERHEAD + 290} tokens.* 300.*-o context N .*2048"):
+    with pytest.raises(ContextExceeded, match=f"{OVERHEAD + 290} tokens.* 300.*larger context .*2048"):
         Ask(engine, tiny, "x" * 290, localchat=Extras(context=300)).end()
     assert Ask(engine, tiny, "x" * (2047 - OVERHEAD), max_tokens=9).end().usage.completion_tokens == 1
 

@@ -364,8 +364,9 @@ async def test_every_block_is_reached_in_both_directions() -> None:
                 spot = app.page._block
                 assert spot and app.page.current
                 way.append((app.page.current.node, (spot.part, spot.number)))
-                await pilot.pause()
-                assert any(line.startswith("▎") for line in app.lines)
+                if not any(line.startswith("▎") for line in app.lines):
+                    await pilot.pause()
+                    assert any(line.startswith("▎") for line in app.lines)
             ways.append(list(dict.fromkeys(way)))
         assert ways[0][:-1] == ways[1][::-1]
         assert len(ways[0]) == 12 * 9

@@ -20,14 +20,11 @@ from localchat.chats.requests import request
 from localchat.chats.tree import Tree
 from localchat.errors import ChatsError, ContextExceeded, LocalchatError
 from localchat.protocol import ChatRequest, Chunk, Message
+from localchat.tui.beside import Beside
 from localchat.tui.conversation import Item, first_seen, item_of, items
-from localchat.tui.errands import Errand, summary_request, title_from, title_request
 from localchat.tui.exchange import Ended, Engine, Exchange, Prepare, Prepared, Preparing
 from localchat.tui.kept_chat import KeptChat
 from localchat.tui.view import View
-
-_TITLED_WITHIN = 3
-"""A title is asked for behind one of so many first answers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,12 +61,11 @@ class Session:
         self.tree = Tree()
         self.view: View | None = None
         self.running: Reply | None = None
-        self.errand: Errand | None = None
+        self.beside = Beside(self, engine, clock, titles=titles)
         self.waiting: Waiting | None = None
         self._engine = engine
         self._prepare = prepare
         self._clock = clock
-        self._titles = titles
         self._exchange: Exchange | None = None
         self._replies: dict[int, Reply] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +107,7 @@ class Session:
     def busy(self) -> bool:
         """Whether there is something to look at: an answer, a title or a summary on its way."""
         beginning = bool(self._asked) or self._one_by_one.locked()
-        return beginning or self.running is not None or self.errand is not None
+        return beginning or self.running is not None or self.beside.errand is not None
 
     # Opening.
 
@@ -155,11 +151,11 @@ class Session:
         if self.running:
             if self.waiting is None:
                 self.waiting = asked
-                self._tell(lambda view: view.queued(text))
+                self.tell(lambda view: view.queued(text))
             else:
                 self._give_back(asked, LocalchatError("one message is waiting already; this one stays here"))
             return
-        self.cancel_errand()
+        self.beside.cancel()
         parent = asked.parent if asked.edit else self.tree.tip
         message, reply = Message("user", text), Reply(self._clock())
         self._replies, self.running = {}, reply
@@ -169,9 +165,9 @@ class Session:
         self._beginning[0].node = None
         if asked.edit:
             self.tree.tip = parent
-            self._tell(lambda view: view.shown())
+            self.tell(lambda view: view.shown())
         else:
-            self._tell(lambda view: view.added(self._beginning))
+            self.tell(lambda view: view.added(self._beginning))
         try:
             question, answer = await self._written_down(asked, parent, message)
         except ChatsError as problem:
@@ -180,10 +176,10 @@ class Session:
             prompt.id = question
             self._hang(prompt, answer, reply)
             self._begin(reply, request(self.tree.path(question), self.settings))
-            self._tell(lambda view: view.listed())
+            self.tell(lambda view: view.listed())
             return
         self.running = None
-        self._tell(lambda view: view.shown())
+        self.tell(lambda view: view.shown())
         self._give_back(asked, error)
 
     async def _written_down(self, asked: Waiting, parent: int | None, message: Message) -> tuple[int, int]:
@@ -211,7 +207,7 @@ class Session:
         question = target if target.message.role == "user" else self.tree.nodes.get(target.parent or 0)
         if question is None:
             return
-        self.cancel_errand()
+        self.beside.cancel()
         said = target.message.text() or target.message.reasoning_content
         empty = target.message.role == "assistant" and not said and target.state != "unfinished"
         reply = Reply(self._clock())
@@ -226,7 +222,15 @@ class Session:
         self.tree.go_to(answer.id)
         self._take_up(answer, reply)
         self._begin(reply, request(self.tree.path(question.id), self.settings))
-        self._tell(lambda view: view.shown())
+        self.tell(lambda view: view.shown())
+
+    async def once_more(self) -> None:
+        """Ask for what did not fit: the rest of an answer that had begun, or a new one. Raises `ChatsError`."""
+        reply = self.last_reply
+        if reply and reply.node is not None and reply.text and not self.can_go_on(reply.node):
+            await self.go_on(reply.node)
+        else:
+            await self.again()
 
     def can_go_on(self, node: int) -> str:
         """Why an answer cannot be continued; "" where it can."""
@@ -250,7 +254,7 @@ class Session:
                 await self._go_on(node)
 
     async def _go_on(self, node: int) -> None:
-        self.cancel_errand()
+        self.beside.cancel()
         target = self.tree.nodes[node]
         await self.kept.resume(node)
         self.tree.go_to(node)
@@ -261,14 +265,14 @@ class Session:
         go_on = bool(reply.text or reply.reasoning)
         path = self.tree.path(node) if go_on else self.tree.path(target.parent)
         self._begin(reply, request(path, self.settings, go_on=go_on))
-        self._tell(lambda view: view.shown())
+        self.tell(lambda view: view.shown())
 
     def stop(self) -> None:
         """Stop the answer at once; what came stays."""
         # First what has come, so that the end that the stopping itself brings about is not taken for the answer's.
         self.look()
         if not self.running:
-            self.cancel_errand()
+            self.beside.cancel()
             return
         self.running.stop(self._clock())
         if self._exchange:
@@ -284,7 +288,7 @@ class Session:
             return False
         tip = self.tree.tip_under(siblings[place])
         self.tree.go_to(tip)
-        self._tell(lambda view: view.shown(siblings[place]))
+        self.tell(lambda view: view.shown(siblings[place]))
         await self.kept.change(lambda chats, chat: chats.go_to(chat, tip))
         return True
 
@@ -294,7 +298,7 @@ class Session:
             tip = self.tree.tip_under(node)
             self.tree.go_to(tip)
             await self.kept.change(lambda chats, chat: chats.go_to(chat, tip))
-        self._tell(lambda view: view.shown(node))
+        self.tell(lambda view: view.shown(node))
 
     def rename(self, title: str) -> Coroutine[object, object, None]:
         """Give the chat a title: at once here, and soon on disk. May raise `ChatsError`."""
@@ -303,82 +307,13 @@ class Session:
 
     async def _renamed(self, title: str) -> None:
         await self.kept.change(lambda chats, chat: chats.rename(chat, title, "person"))
-        self._tell(lambda view: view.listed())
-
-    # Errands: what the model is asked beside the conversation.
-
-    def summarise(self) -> str:
-        """Have the older messages summarised, then ask again what did not fit; "" or why that cannot be."""
-        path = self.tree.path()
-        users = [number for number, node in enumerate(path) if node.message.role == "user"]
-        if self.running:
-            return "stop the answer first"
-        if len(users) < 2:
-            return "there are no older messages to summarise"
-        # The last question stays, and the exchange before it where there is more than that.
-        end = users[-2] if len(users) > 2 else users[-1]
-        older = path[:end]
-
-        def done(text: str) -> None:
-            self._soon(self._summarised(older[-1].id, text))
-
-        def failed(error: LocalchatError) -> None:
-            self._tell(lambda view: view.said(f"no summary: {error.message}"))
-
-        asked = summary_request(older, self.settings)
-        self.cancel_errand()
-        self.errand = Errand("summarising", self._engine, asked, self._clock(), done, failed)
-        return ""
-
-    async def _summarised(self, node: int, text: str) -> None:
-        if not text:
-            self._tell(lambda view: view.said("the model gave no summary: try again, or let the oldest messages slide"))
-            return
-        self.tree.nodes[node].summary = text
-        await self.kept.change(lambda chats, _: chats.summarise(node, text))
-        self._tell(lambda view: view.shown())
-        reply = self.last_reply
-        if reply and isinstance(reply.error, ContextExceeded):
-            await self.once_more()
-
-    async def once_more(self) -> None:
-        """Ask for what did not fit: the rest of an answer that had begun, or a new one. Raises `ChatsError`."""
-        reply = self.last_reply
-        if reply and reply.node is not None and reply.text and not self.can_go_on(reply.node):
-            await self.go_on(reply.node)
-        else:
-            await self.again()
-
-    def cancel_errand(self) -> None:
-        """Give up a title or a summary that is being made."""
-        if self.errand:
-            self.errand.stop()
-            self.errand = None
-
-    def _make_title(self) -> None:
-        reply, path = self.last_reply, self.tree.path()
-        answered = [node for node in path if node.message.role == "assistant" and node.message.text()]
-        named = self.kept.titled_by != "words" or self.chat is None
-        # Not only behind the first answer: that may have been stopped, or another question was waiting for its end.
-        wanted = self._titles and not named and len(answered) <= _TITLED_WITHIN
-        # A model that thinks first would be long about it.
-        if not wanted or not reply or reply.state != "done" or reply.reasoning:
-            return
-
-        def done(text: str) -> None:
-            if title := title_from(text):
-                self.kept.rename(title, "model")
-                self.kept.soon(lambda chats, chat: chats.rename(chat, title, "model"))
-                self._tell(lambda view: view.listed())
-
-        self.errand = Errand("naming the chat", self._engine, title_request(path, self.settings), self._clock(), done)
+        self.tell(lambda view: view.listed())
 
     # The exchange.
 
     def look(self) -> None:
         """Take in what has come since the last look; a few dozen times a second, while `busy`."""
-        if self.errand and self.errand.look(self._clock()):
-            self.errand = None
+        self.beside.look()
         reply, now = self.running, self._clock()
         if not self._exchange or not reply:
             return
@@ -400,7 +335,7 @@ class Session:
 
     def close(self) -> None:
         """Stop, and leave everything to the keeper: what was not sent becomes a draft."""
-        self.cancel_errand()
+        self.beside.cancel()
         asked, self._asked = self._asked, []
         for one in asked:
             self.kept.leave_draft(one.text, one.attachments)
@@ -425,21 +360,21 @@ class Session:
         node = self.tree.nodes[reply.node]
         node.message, node.state, node.outcome = reply.message(), reply.kept_state(), reply.outcome(self._clock())
         self.kept.finish(node)
-        self._tell(lambda view: view.ended(reply))
+        self.tell(lambda view: view.ended(reply))
         waiting, self.waiting = self.waiting, None
         if unsent:
             self._take_back(node)
         if waiting is not None:
-            self._tell(lambda view: view.queued(None))
+            self.tell(lambda view: view.queued(None))
             if reply.state == "done":
-                self._soon(self.ask(waiting.text, waiting.attachments, waiting.parent, edit=waiting.edit))
+                self.soon(self.ask(waiting.text, waiting.attachments, waiting.parent, edit=waiting.edit))
                 return
             ended = "stopped" if reply.state == "stopped" else "the answer did not end well"
             self._give_back(waiting, LocalchatError(f"{ended}: your next message is here again"))
         if isinstance(reply.error, ContextExceeded):
-            self._tell(lambda view: view.full())
+            self.tell(lambda view: view.full())
         elif not unsent:
-            self._make_title()
+            self.beside.make_title()
 
     def _take_back(self, answer: Node) -> None:
         """A message that no engine saw goes back to where it was written; where nobody looks, it stays in the chat."""
@@ -450,7 +385,7 @@ class Session:
         self.tree.remove(question.id)
         self.kept.soon(lambda chats, chat: chats.withdraw(chat, question.id))
         error = reply.error or LocalchatError("stopped before the message was sent")
-        self._tell(lambda view: view.shown())
+        self.tell(lambda view: view.shown())
         self._give_back(Waiting(question.message.text(), question.attachments), error)
 
     def _give_back(self, asked: Waiting, error: LocalchatError) -> None:
@@ -467,7 +402,7 @@ class Session:
         for item, number in zip(self._beginning, (prompt.id, answer), strict=True):
             told = item_of(self.tree, self.tree.nodes[number], {})
             item.node, item.place, item.places = number, told.place, told.places
-            self._tell(lambda view, number=number: view.named(number))  # type: ignore[misc]
+            self.tell(lambda view, number=number: view.named(number))  # type: ignore[misc]
         self._take_up(node, reply)
 
     def _take_up(self, node: Node, reply: Reply) -> None:
@@ -475,7 +410,7 @@ class Session:
         self._replies[node.id] = reply
         self.running = reply
 
-    def _soon(self, work: Coroutine[object, object, None]) -> None:
+    def soon(self, work: Coroutine[object, object, None]) -> None:
         """Run `work` beside whatever happens; what goes wrong is told."""
 
         async def run() -> None:
@@ -483,14 +418,15 @@ class Session:
                 await work
             except LocalchatError as error:
                 said = error.message
-                self._tell(lambda view: view.said(said))
+                self.tell(lambda view: view.said(said))
 
         task = asyncio.get_running_loop().create_task(run())
         # The loop itself does not keep a task alive.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _tell(self, what: Callable[[View], object]) -> None:
+    def tell(self, what: Callable[[View], object]) -> None:
+        """Tell whoever shows this session."""
         if self.view:
             what(self.view)
 

@@ -204,7 +204,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
     def _leave_session(self) -> None:
         self.editing = None
         self.session.view = None
-        self.session.cancel_errand()
+        self.session.beside.cancel()
         if self.session.busy:
             # It goes on being answered, and is there when the person comes back.
             self._others.append(self.session)
@@ -310,7 +310,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
     def show_status(self) -> None:
         """Bring the status line up to date."""
         reply, now = self.session.last_reply, self._clock()
-        errand = self.session.errand
+        errand = self.session.beside.errand
         if errand:
             self.status.state = f"{errand.what}: {state_text(errand.reply, now)}"
         else:

@@ -144,7 +144,7 @@ class Steering(ChatParts):
 
     def action_summarise(self) -> None:
         """Put a summary in the place of the older messages."""
-        if why := self.session.summarise():
+        if why := self.session.beside.summarise():
             self.hint(why)
         else:
             self.start_looking()
