@@ -64,7 +64,8 @@ def open_chat(
         from localchat.cli.fetching import describe_fetch
         from localchat.models.fetch import ensure
 
-        ensure(model or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state)))
+        # No bar: while the screen is drawn, stderr is no terminal to ask how it shows one.
+        ensure(model or None, on_progress=lambda state: on_progress(state.notice or describe_fetch(state, drawn=False)))
 
     run(engine, wanted, chat=chat, prepare=prepare if engine.is_local else None)
     return 0

@@ -46,14 +46,17 @@ def show_fetch(state: FetchProgress, progress: ProgressLine) -> None:
         progress.show(describe_fetch(state), also_plain=True)
 
 
-def describe_fetch(state: FetchProgress) -> str:
+def describe_fetch(state: FetchProgress, *, drawn: bool = True) -> str:
     """A fetch, or the check of a file, in a few words: how much of how much, how fast, how long still.
 
-    What changes comes first, so that a narrow terminal cuts off what does not.
+    What changes comes first, so that a narrow terminal cuts off what does not. `drawn`: with a bar, where stderr is a
+    terminal.
     """
-    share = f"{bar(state.done / state.total)}{state.done / state.total:.0%}, " if state.total else ""
+    share = state.done / state.total if state.total else None
+    drawing = bar(share) if drawn and share is not None else ""
+    told = f"{drawing}{share:.0%}, " if share is not None else ""
     total = f" of {size(state.total)}" if state.total else ""
     speed = f", {size(state.bytes_per_second)}/s" if state.bytes_per_second else ""
     left = f", {seconds(state.eta)} left" if state.eta is not None else ""
     doing = "verifying the model file" if state.source == THIS_MACHINE else f"fetching from {state.source}"
-    return f"{share}{size(state.done)}{total}{speed}{left}, {doing}"
+    return f"{told}{size(state.done)}{total}{speed}{left}, {doing}"
