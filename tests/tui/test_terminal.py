@@ -79,11 +79,12 @@ def test_the_terminal_is_restored(end: str, tmp_path: Path) -> None:
 
 
 @contextmanager
-def chat_at(engine: FakeEngine, home: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """A chat in a terminal of its own: the terminal's other end, and the process."""
+def chat_at(engine: FakeEngine, home: Path, typed: bytes = b"") -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """A chat in a terminal of its own, into which something was `typed` before: its other end, and the process."""
     (home / "settings.toml").write_text("titles = false\n")
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80))
+    os.write(master, typed)
     chat = subprocess.Popen(
         [sys.executable, "-c", CHAT, engine.url],
         stdin=slave,
@@ -125,30 +126,11 @@ def test_a_chat_that_is_killed_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_what_is_typed_before_the_screen_is_there_is_not_lost(tmp_path: Path) -> None:
-    with FakeEngine() as engine:
+    with FakeEngine() as engine, chat_at(engine, tmp_path, typed=b"typed ahead") as (master, _):
         engine.script(say("ANSWER"), wait("never"))
-        master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (24, 80))
-        os.write(master, b"typed ahead")
-        env = {**os.environ, "LOCALCHAT_HOME": str(tmp_path), "TERM": "xterm-256color"}
-        chat = subprocess.Popen(
-            [sys.executable, "-c", CHAT, engine.url],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=env,
-            start_new_session=True,
-        )
-        try:
-            read_until(master, b"will answer")
-            os.write(master, b"\r")
-            read_until(master, b"ANSWER")
-            assert engine.requests[0].messages[-1].text() == "typed ahead"
-        finally:
-            chat.kill()
-            chat.wait()
-            os.close(master)
-            os.close(slave)
+        os.write(master, b"\r")
+        read_until(master, b"ANSWER")
+        assert engine.requests[0].messages[-1].text() == "typed ahead"
 
 
 def test_a_chat_that_was_suspended_is_drawn_whole_again(tmp_path: Path) -> None:
