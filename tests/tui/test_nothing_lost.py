@@ -214,6 +214,35 @@ async def test_a_draft_that_could_not_be_kept_is_told_and_kept_later(
     assert drafts() == ["words"]
 
 
+async def test_an_edited_message_that_cannot_be_kept_leaves_the_page_as_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.engine.script(say("One."))
+    bench.engine.script(say("Two."))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ChatsLocked("another program holds the chats: wait until it is done")
+
+    async with bench.app().run_test(size=SIZE) as pilot:
+        await asked(bench, pilot, "first")
+        await asked(bench, pilot, "second")
+        await pilot.press("tab", "home", "e")
+        await bench.until(pilot, lambda: bench.composer.text == "first")
+        ask = Chats.ask
+        monkeypatch.setattr(Chats, "ask", refuse)
+        await pilot.press(*" changed", "enter")
+        await bench.until(pilot, lambda: "not sent: another program" in bench.shown)
+        assert bench.composer.text == "first changed"
+        assert "Two." in bench.shown
+        # It is still an edit, and can be kept the next time.
+        monkeypatch.setattr(Chats, "ask", ask)
+        await pilot.press("enter")
+        await bench.until(pilot, lambda: len(bench.engine.requests) == 3)
+        assert sent(bench) == ["first changed"]
+        await bench.answered(pilot)
+    assert words(kept()) == ["first changed", "Two."]
+
+
 async def test_an_answer_that_another_window_writes_is_not_gone_on_with(bench: Bench) -> None:
     bench.engine.script(say("Two."))
     other = Chats()

@@ -156,7 +156,8 @@ class Session:
                 self._give_back(asked, LocalchatError("one message is waiting already; this one stays here"))
             return
         self.beside.cancel()
-        parent = asked.parent if asked.edit else self.tree.tip
+        before = self.tree.tip
+        parent = asked.parent if asked.edit else before
         message, reply = Message("user", text), Reply(self._clock())
         self._replies, self.running = {}, reply
         prompt = Node(0, parent, message, created=time.time(), attachments=attachments)
@@ -179,6 +180,7 @@ class Session:
             self.tell(lambda view: view.listed())
             return
         self.running = None
+        self.tree.go_to(before)
         self.tell(lambda view: view.shown())
         self._give_back(asked, error)
 

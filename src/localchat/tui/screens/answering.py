@@ -18,6 +18,7 @@ from localchat.protocol import Sampling
 from localchat.protocol import Status as EngineStatus
 from localchat.safe_text import safe_line
 from localchat.settings import plainly
+from localchat.tui.actions import key_of
 from localchat.tui.downloads import Download, Downloads, describe
 from localchat.tui.exchange import Engine, ask_who_answers, look_at_engine, warm_up
 from localchat.tui.screens.parts import ChatParts
@@ -133,9 +134,9 @@ class Answering(ChatParts):
             self.warm_up()
             self.hint(f"{describe(download)}: you can chat now", lasting=True)
         elif download.stage == "here":
-            self.hint(f"{describe(download)}: F3 switches to it", lasting=True)
+            self.hint(f"{describe(download)}: {key_of('model')} switches to it", lasting=True)
         elif download.stage == "failed" and not self.offers:
-            self.hint(f"{safe_line(download.name)} did not come: F3 says why", lasting=True)
+            self.hint(f"{safe_line(download.name)} did not come: {key_of('model')} says why", lasting=True)
 
     def shown_model(self) -> str:
         """The name of the model that answers; of a file's path only the file's."""

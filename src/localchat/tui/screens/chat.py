@@ -249,7 +249,7 @@ class ChatScreen(Writing, Steering, Lists, Answering, Looking):
 
     def refused(self, text: str, attachments: list[Attachment], error: LocalchatError) -> None:
         """Give a message back to the composer, and say why."""
-        self.composer.give_back(text, attachments)
+        self.take_back(text, attachments)
         said = safe_line(error.message)
         if isinstance(error, ChatsDamaged):
             self.hint(said)

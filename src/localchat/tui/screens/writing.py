@@ -12,7 +12,7 @@ from localchat.chats.records import Attachment, Draft
 from localchat.client.local import LocalEngine
 from localchat.errors import ChatsError, LocalchatError
 from localchat.safe_text import safe_line
-from localchat.tui.actions import by_slash
+from localchat.tui.actions import by_slash, key_of
 from localchat.tui.exchange import Engine
 from localchat.tui.kept_chat import without
 from localchat.tui.screens.parts import ChatParts
@@ -28,12 +28,14 @@ class Writing(ChatParts):
     """The part of the chat screen around the composer.
 
     `unkept` is a message that could not be kept and goes out all the same if it is sent again; `kept_draft` is what the
-    disk has of the draft, None where that is not known.
+    disk has of the draft, None where that is not known; `sent_edit` is what was sent last in the place of an earlier
+    message, with that one's parent.
     """
 
     engine: Engine
     unkept: str | None = None
     kept_draft: Draft | None = Draft()
+    sent_edit: tuple[str, int | None] | None = None
     _draft_timer: Timer | None = None
 
     def on_composer_sent(self, message: Composer.Sent) -> None:
@@ -41,6 +43,7 @@ class Writing(ChatParts):
         text, attachments = message.text, list(message.attachments)
         insists, self.unkept = text == self.unkept, None
         editing, self.editing = self.editing, None
+        self.sent_edit = (text, editing[0]) if editing else None
         if editing:
             self.composer.give_back(editing[1].text, editing[1].attachments)
             self.do(self.session.ask(text, attachments, editing[0], edit=True, insists=insists))
@@ -52,7 +55,7 @@ class Writing(ChatParts):
         """Do what a slash command says."""
         action = by_slash(message.name)
         if not action:
-            self.hint(f"there is no command /{safe_line(message.name)}: F1 shows all")
+            self.hint(f"there is no command /{safe_line(message.name)}: {key_of('keys')} shows all")
         elif message.argument and action.argument:
             getattr(self, f"slash_{action.name}")(message.argument)
         elif action.argument and not action.argument.startswith("["):
@@ -112,6 +115,15 @@ class Writing(ChatParts):
             return len(await asyncio.to_thread(self.engine.tokenize, text, model, verified_only=True))
         except LocalchatError:
             return None  # nothing that a person must know: the message itself will tell
+
+    def take_back(self, text: str, attachments: list[Attachment]) -> None:
+        """Put a message that did not go out into the composer again: as an edit, if it was one."""
+        if self.sent_edit and self.sent_edit[0] == text and not self.editing:
+            self.editing = self.sent_edit[1], self.composer.draft()
+            self.composer.put(Draft(text, attachments))
+        else:
+            self.composer.give_back(text, attachments)
+        self.sent_edit = None
 
     # Drafts.
 
