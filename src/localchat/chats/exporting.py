@@ -14,6 +14,7 @@ import msgspec
 
 from localchat import __version__
 from localchat.chats.records import Attachment, ChatInfo, ChatSettings, Kind, Node
+from localchat.chats.requests import in_fence
 from localchat.chats.tree import Tree
 from localchat.safe_text import safe_line
 
@@ -139,11 +140,8 @@ def models(tree: Tree) -> list[str]:
 
 
 def fenced(attachment: Attachment) -> str:
-    """An attachment: its name, then its text in a fence that the text cannot close."""
-    text = attachment.text.rstrip("\n")
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    return f"**{safe_line(attachment.name) or 'piped in'}**\n\n{fence}\n{text}\n{fence}"
+    """An attachment: its name, then its text."""
+    return f"**{safe_line(attachment.name) or 'piped in'}**\n\n{in_fence(attachment.text)}"
 
 
 def _about(info: ChatInfo, tree: Tree) -> Iterable[str]:

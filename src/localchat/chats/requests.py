@@ -85,8 +85,13 @@ def composed(words: str, attachments: Iterable[Attachment]) -> str:
 
 
 def _fenced(attachment: Attachment) -> str:
-    """A file as the prompt shows it: its name, then its text in a fence that the text cannot close."""
-    text = attachment.text.rstrip("\n")
+    """A file as the prompt shows it: its name, then its text."""
+    return f"{attachment.name}:\n{in_fence(attachment.text)}"
+
+
+def in_fence(text: str) -> str:
+    """A text in a fence that the text cannot close."""
+    text = text.rstrip("\n")
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{attachment.name}:\n{fence}\n{text}\n{fence}"
+    return f"{fence}\n{text}\n{fence}"

@@ -74,8 +74,7 @@ class KeptChat:
     async def change(self, work: Callable[[Chats, int], object]) -> None:
         """Have something changed about this chat."""
         if (future := self.soon(work)) is not None:
-            # What the person did is done, also where nobody waits for it any more.
-            await asyncio.shield(asyncio.wrap_future(future))
+            await done(future)
 
     def soon(self, work: Callable[[Chats, int], T]) -> Future[T] | None:
         """Have something changed about this chat, without waiting for it; None where it is not kept."""
@@ -119,7 +118,7 @@ class KeptChat:
             self._keeper.finish(node.id, node.message, node.state, node.outcome)
 
     async def _done(self, work: Callable[[Chats], T]) -> T:
-        return await asyncio.shield(asyncio.wrap_future(self._keeper.call(work)))
+        return await done(self._keeper.call(work))
 
     def _take(self, info: ChatInfo) -> None:
         self.number, self.title, self.titled_by = info.id, info.title, info.titled_by
@@ -128,6 +127,11 @@ class KeptChat:
         """A number for a message that is not kept: below zero, where no kept one is."""
         self._unkept -= 1
         return self._unkept
+
+
+async def done(future: Future[T]) -> T:
+    """Wait for what a keeper was asked for; it is done also where nobody waits any more. Raises what it raised."""
+    return await asyncio.shield(asyncio.wrap_future(future))
 
 
 def without(draft: Draft, text: str, attachments: Sequence[Attachment]) -> Draft:

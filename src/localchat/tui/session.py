@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-import msgspec
-
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import Attachment, ChatSettings, Node
 from localchat.chats.reply import Reply
@@ -431,8 +429,3 @@ class Session:
         """Tell whoever shows this session."""
         if self.view:
             what(self.view)
-
-
-def settings_with(settings: ChatSettings, **changes: object) -> ChatSettings:
-    """The same settings but for `changes`."""
-    return msgspec.structs.replace(settings, **changes)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 from textual import on
 from textual.message import Message
 
@@ -22,7 +23,6 @@ from localchat.tui.actions import key_of
 from localchat.tui.downloads import Download, Downloads, describe
 from localchat.tui.exchange import Engine, ask_who_answers, look_at_engine, warm_up
 from localchat.tui.screens.parts import ChatParts
-from localchat.tui.session import settings_with
 
 if TYPE_CHECKING:
     from localchat.tui.widgets.first_model import FirstModel
@@ -166,8 +166,8 @@ class Answering(ChatParts):
 
     def take_model(self, name: str) -> None:
         """Let a model answer from now on, here and in chats that begin."""
-        self.wanted = settings_with(self.wanted, model=name)
-        self.change_settings(settings_with(self.session.settings, model=name), f"{safe_line(name)} answers from now on")
+        self.wanted = replace(self.wanted, model=name)
+        self.change_settings(replace(self.session.settings, model=name), f"{safe_line(name)} answers from now on")
         self.warm_up()
         self._show_model()
 
@@ -189,7 +189,7 @@ class Answering(ChatParts):
 
     def slash_system(self, text: str) -> None:
         """Set the system prompt."""
-        self.change_settings(settings_with(self.session.settings, system=text.strip() or None))
+        self.change_settings(replace(self.session.settings, system=text.strip() or None))
 
     def slash_set(self, pair: str) -> None:
         """Set one sampling value or limit."""
@@ -199,10 +199,10 @@ class Answering(ChatParts):
             if name in sampling:
                 wanted = None if value.strip() in ("", "none") else value.strip()
                 new = msgspec.convert({**sampling, name: wanted}, Sampling, strict=False)
-                self.change_settings(settings_with(self.session.settings, sampling=new))
+                self.change_settings(replace(self.session.settings, sampling=new))
             elif name in _LIMITS:
                 other = msgspec.convert({name: value.strip() or None}, ChatSettings, strict=False)
-                self.change_settings(settings_with(self.session.settings, **{name: getattr(other, name)}))
+                self.change_settings(replace(self.session.settings, **{name: getattr(other, name)}))
             else:
                 self.hint(f"there is no setting {safe_line(name)}: known are {', '.join([*sampling, *_LIMITS])}")
         except msgspec.ValidationError as error:
@@ -213,13 +213,13 @@ class Answering(ChatParts):
         states = [state for state, _ in _THINKING]
         after = states[(states.index(self.session.settings.thinking) + 1) % len(states)]
         said = f"thinking: {dict(_THINKING)[after]}"
-        self.change_settings(settings_with(self.session.settings, thinking=after), said)
+        self.change_settings(replace(self.session.settings, thinking=after), said)
 
     def slash_think(self, word: str) -> None:
         """Thinking on, off, or as the model likes."""
         known = {"on": True, "off": False, "auto": None}
         if word.strip() in known:
-            self.change_settings(settings_with(self.session.settings, thinking=known[word.strip()]))
+            self.change_settings(replace(self.session.settings, thinking=known[word.strip()]))
         else:
             self.hint("/think takes on, off or auto")
 

@@ -13,6 +13,7 @@ from textual.containers import Horizontal
 from localchat.chats.records import Hit
 from localchat.errors import ChatsDamaged, LocalchatError
 from localchat.safe_text import safe_line
+from localchat.tui.kept_chat import done
 from localchat.tui.screens.parts import ChatParts
 
 if TYPE_CHECKING:
@@ -264,12 +265,12 @@ class Lists(ChatParts):
             return
         try:
             copy = chosen if isinstance(chosen, backup.Backup) else None
-            done = await asyncio.wrap_future(self.keeper.restore(copy))
+            restored = await done(self.keeper.restore(copy))
         except LocalchatError as problem:
             self.hint(safe_line(problem.message), lasting=True)
             return
         self.show_status()  # the trouble is over
-        self.hint(f"restored; the damaged file is {safe_line(str(done.aside))}", lasting=True)
+        self.hint(f"restored; the damaged file is {safe_line(str(restored.aside))}", lasting=True)
         await self.refresh_list()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +9,7 @@ from textual.screen import Screen
 
 from localchat.errors import ChatsDamaged, LocalchatError
 from localchat.safe_text import safe_line
+from localchat.tui.kept_chat import done
 
 if TYPE_CHECKING:
     from localchat.chats.keeper import Keeper
@@ -94,4 +94,4 @@ class ChatParts(Screen[None]):
 
     async def read(self, work: Callable[[Chats], T]) -> T:
         """Have the keeper do something. Raises `ChatsError`."""
-        return await asyncio.shield(asyncio.wrap_future(self.keeper.call(work)))
+        return await done(self.keeper.call(work))

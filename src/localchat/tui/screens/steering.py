@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from localchat.chats.records import Draft
 from localchat.tui.conversation import Item, Prompt
 from localchat.tui.screens.parts import ChatParts
-from localchat.tui.session import settings_with
 
 
 class Steering(ChatParts):
@@ -133,14 +134,14 @@ class Steering(ChatParts):
             self.action_summarise()
 
     async def _slide(self) -> None:
-        await self.session.change(settings_with(self.session.settings, overflow="slide"))
+        await self.session.change(replace(self.session.settings, overflow="slide"))
         await self.session.once_more()
 
     def action_overflow(self) -> None:
         """What happens when the window is full."""
         slides = self.session.settings.overflow == "slide"
         said = "when the window is full: you are asked" if slides else "when the window is full: the oldest messages go"
-        self.change_settings(settings_with(self.session.settings, overflow="error" if slides else "slide"), said)
+        self.change_settings(replace(self.session.settings, overflow="error" if slides else "slide"), said)
 
     def action_summarise(self) -> None:
         """Put a summary in the place of the older messages."""

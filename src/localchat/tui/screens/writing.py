@@ -14,7 +14,7 @@ from localchat.errors import ChatsError, LocalchatError
 from localchat.safe_text import safe_line
 from localchat.tui.actions import by_slash, key_of
 from localchat.tui.exchange import Engine
-from localchat.tui.kept_chat import without
+from localchat.tui.kept_chat import done, without
 from localchat.tui.screens.parts import ChatParts
 from localchat.tui.widgets.composer import Composer
 
@@ -97,9 +97,7 @@ class Writing(ChatParts):
         self._draft_timer = None
         self.keep_draft()
         text = self.composer.text
-        if len(text) < _COUNTED_CHARS:
-            self.composer.hint = ""
-        else:
+        if len(text) >= _COUNTED_CHARS:
             self.do(self._count_text(text))
 
     async def _count_text(self, text: str) -> None:
@@ -156,7 +154,7 @@ class Writing(ChatParts):
     async def _told(self, future: Future[None]) -> None:
         """Wait for the disk, so that what goes wrong is said, and tried again."""
         try:
-            await asyncio.shield(asyncio.wrap_future(future))
+            await done(future)
         except ChatsError:
             self.kept_draft = None
             self._draft_timer = self._draft_timer or self.set_timer(_RETRY_S, self._rest)
