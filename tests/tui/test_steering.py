@@ -439,6 +439,7 @@ async def test_a_chat_is_written_to_a_file(bench: Bench, tmp_path: Path) -> None
         bench.composer.text = f"/export {tmp_path}/out.md"
         await pilot.press("escape", "enter")
         await bench.until(pilot, lambda: "written to" in bench.status.hint)
+    assert (tmp_path / "out.md").stat().st_mode & 0o777 == 0o600
     text = (tmp_path / "out.md").read_text()
     assert "first" in text and "One." in text
 

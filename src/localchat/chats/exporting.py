@@ -1,13 +1,15 @@
 """Conversations as files for elsewhere: Markdown for people and other programs, JSON with everything for localchat.
 
-Knows records and the tree; reads and writes no file and no database.
+Knows records and the tree, and no database.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -78,6 +80,24 @@ def as_markdown(info: ChatInfo, tree: Tree, *, every_branch: bool = False) -> st
         parts.append(f"## {speaker(node)}" + (f" {_place(tree, node)}" if every_branch else ""))
         parts += _message(node)
     return "\n\n".join(parts) + "\n"
+
+
+def document(info: ChatInfo, tree: Tree, file: Path) -> bytes:
+    """A chat in the form that the name of its file asks for: JSON, or else Markdown."""
+    if file.suffix.lower() == ".json":
+        return as_json([WholeChat.of(info, tree)])
+    # Half a character, as a model can leave one, is no text that could be encoded.
+    return as_markdown(info, tree).encode(errors="replace")
+
+
+def write(file: Path, raw: bytes, *, over: bool = False) -> None:
+    """Write a file for the person's eyes only (0600), in the place of one that is there only with `over`.
+
+    Raises `OSError`, `FileExistsError` among them.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if over else os.O_EXCL)
+    with os.fdopen(os.open(file, flags, 0o600), "wb") as target:
+        target.write(raw)
 
 
 def file_name(info: ChatInfo, ending: str) -> str:

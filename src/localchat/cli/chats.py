@@ -286,9 +286,7 @@ def write(file: Path, raw: bytes, force: bool) -> None:
     """Write a file for the person's eyes only. Raises `UsageError` where one is there or it cannot be written."""
     shown = safe_line(str(file))
     try:
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
-        with os.fdopen(os.open(file, flags, 0o600), "wb") as target:
-            target.write(raw)
+        exporting.write(file, raw, over=force)
     except FileExistsError as error:
         raise UsageError(f"{shown} is there already: name another file, or write over it with --force") from error
     except OSError as error:

@@ -288,11 +288,7 @@ class Plain:
         number = self._number()
         info = self._chat.kept(lambda chats: chats.info(number))
         file = Path(argument or exporting.file_name(info, "md")).expanduser()
-        if file.suffix.lower() == ".json":
-            raw = exporting.as_json([exporting.WholeChat.of(info, self._chat.tree)])
-        else:
-            raw = exporting.as_markdown(info, self._chat.tree).encode(errors="replace")
-        write(file, raw, force=False)
+        write(file, exporting.document(info, self._chat.tree, file), force=False)
         say(f"written to {file}")
 
     def _delete(self, argument: str) -> None:

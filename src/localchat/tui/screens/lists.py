@@ -286,13 +286,10 @@ def _why_not(file: str) -> str | None:
 
 def _write_chat(chats: Chats, chat: int, path: Path) -> None:
     """Write a chat to a new file, in the form that its name asks for. Raises `LocalchatError`."""
-    from localchat.chats.exporting import WholeChat, as_json, as_markdown
+    from localchat.chats import exporting
 
-    info, tree = chats.info(chat), chats.tree(chat)
-    whole = path.suffix.lower() == ".json"
-    content = as_json([WholeChat.of(info, tree)]) if whole else as_markdown(info, tree).encode()
+    raw = exporting.document(chats.info(chat), chats.tree(chat), path)
     try:
-        with path.open("xb") as file:
-            file.write(content)
+        exporting.write(path, raw)
     except OSError as error:
         raise LocalchatError(f"cannot write {path} ({error.strerror}): choose another name") from error
