@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from localchat.engine import measure
 from localchat.engine.ggml import library
 from localchat.engine.measure import TYPES, Bench
-from localchat.machine import Attention, Figures, Machine, Rate
+from localchat.machine import Attention, Figures, Machine, Rate, guess
 from localchat.models.gguf_types import TENSOR_TYPES
 
 
@@ -62,6 +63,23 @@ def test_every_figure_is_there_and_possible(printed: list[dict[str, object]]) ->
         assert 1e6 < attention.decode < 1e14 and 1e6 < attention.prefill < 1e15
     assert 1e-8 < figures.layer_seconds < 1
     assert figures.bandwidth == max(rate.decode for rate in figures.rates.values())
+
+
+def test_a_start_over_counts_no_step_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others who compute meanwhile are noticed after some steps; the bar must not go beyond its end."""
+    figures = guess().processor
+
+    def three_steps(name: str, device: object, threads: int, room: int, on_step: Callable[[], None]) -> Figures:
+        for number in range(5):
+            if threads > 1 and number == 3:
+                raise measure._Disturbed
+            on_step()
+        return figures
+
+    monkeypatch.setattr(measure, "measure", three_steps)
+    steps: list[None] = []
+    found, was_busy = measure._processor(None, 2, lambda: steps.append(None))
+    assert was_busy and found.bandwidth > figures.bandwidth and len(steps) == 5
 
 
 @pytest.fixture

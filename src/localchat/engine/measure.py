@@ -271,10 +271,24 @@ class _Disturbed(Exception):
 
 def _processor(device: Any, threads: int, on_step: Callable[[], None]) -> tuple[Figures, bool]:
     """The processor's figures, and whether others computed meanwhile."""
+    told = 0
+
+    def first_time() -> None:
+        nonlocal told
+        told += 1
+        on_step()
+
+    def once_more() -> None:
+        """A step that was told the first time is not told again."""
+        nonlocal told
+        told -= 1
+        if told < 0:
+            on_step()
+
     try:
-        return measure("CPU", device, threads, available_memory(), on_step), False
+        return measure("CPU", device, threads, available_memory(), first_time), False
     except _Disturbed:
-        return _scaled(measure("CPU", device, 1, available_memory(), on_step), threads), True
+        return _scaled(measure("CPU", device, 1, available_memory(), once_more), threads), True
 
 
 def _scaled(one: Figures, threads: int) -> Figures:
