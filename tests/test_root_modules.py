@@ -232,7 +232,7 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(
         'model = "m"\nsystem = "s"\nengine = "http://x"\noffline = true\nidle = 5\nthreads = 2\ncontext = 100\n'
-        "gpu_layers = 0\nshow_thinking = true\n"
+        'gpu_layers = 0\nshow_thinking = true\nmax_ram = "6G"\nprefix_cache = "500 MB"\ndrafts = false\n'
         'theme = "light"\nvim = true\nnewline_on_enter = true\nsidebar = true\ntitles = false\nkeep_asks = false\n'
         "[options]\ntemperature = 0\nseed = 0\n"
         '[presets.short]\nsystem = "Be brief."\ntop_p = 0.5\n[keys]\nagain = "ctrl+y"\n'
@@ -247,6 +247,9 @@ def test_every_setting_can_be_set(tmp_path: Path) -> None:
         "threads": 2,
         "context": 100,
         "gpu_layers": 0,
+        "max_ram": "6G",
+        "prefix_cache": "500 MB",
+        "drafts": False,
         "show_thinking": True,
         "options": protocol.Sampling(temperature=0, seed=0),
         "presets": {"short": settings_module.Preset(system="Be brief.", top_p=0.5)},

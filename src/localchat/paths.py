@@ -34,6 +34,7 @@ class Paths:
     data: Path
     state: Path
     runtime: Path
+    cache: Path
 
     @property
     def settings(self) -> Path:
@@ -54,6 +55,16 @@ class Paths:
     def chats(self) -> Path:
         """The conversations, in a folder of their own with what SQLite and its copies put beside them."""
         return self.data / "chats" / "chats.db"
+
+    @property
+    def prefixes(self) -> Path:
+        """What models have read, so that they need not read it again."""
+        return self.cache / "prefixes"
+
+    @property
+    def tunings(self) -> Path:
+        """What `localchat bench` and `tune` found out about models on this machine."""
+        return self.state / "tunings.json"
 
     @property
     def host_log(self) -> Path:
@@ -82,7 +93,9 @@ def paths() -> Paths:
     home = os.environ.get("LOCALCHAT_HOME")
     if home:
         root = Path(os.path.abspath(Path(home).expanduser()))  # noqa: PTH100  (without "..", so that paths compare)
-        return Paths(config=root, data=root, state=root, runtime=_runtime_for(root / "run", str(root)))
+        return Paths(
+            config=root, data=root, state=root, runtime=_runtime_for(root / "run", str(root)), cache=root / "cache"
+        )
     from platformdirs import PlatformDirs
 
     dirs = PlatformDirs("localchat", appauthor=False)
@@ -91,6 +104,7 @@ def paths() -> Paths:
         data=dirs.user_data_path,
         state=dirs.user_state_path,
         runtime=_runtime_for(_login_runtime(), str(dirs.user_data_path)),
+        cache=dirs.user_cache_path,
     )
 
 

@@ -98,7 +98,9 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     template can. `overflow` "slide": drop the oldest turns when the prompt does not fit, instead of refusing it.
     `progress`: send progress chunks (they have no choices, which foreign clients do not expect). `verified_only`:
     refuse a model file that has to be hashed first (`needs_verification`), so that the client can do that and show it.
-    `continue_final`: the last message is an answer that broke off, and the model goes on where it ends.
+    `continue_final`: the last message is an answer that broke off, and the model goes on where it ends. `keep` false:
+    nothing of this request is saved on disk, not even what the model has read of it. `max_ram`: bytes that the engine
+    may take altogether, for this request and those after it (None: what it was started with).
     """
 
     overflow: Literal["error", "slide"] = "error"
@@ -108,6 +110,8 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     progress: bool = False
     verified_only: bool = False
     continue_final: bool = False
+    keep: bool = True
+    max_ram: PositiveCount | None = None
 
 
 class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -187,12 +191,19 @@ class Progress(msgspec.Struct, omit_defaults=True, frozen=True):
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
     """What a response chunk may carry beyond the standard: progress and tokens on the way, the rest at the end.
 
-    `completion_tokens`: how many were generated so far, up to and with this piece of the answer.
+    `completion_tokens`: how many were generated so far, up to and with this piece of the answer. Of the prompt,
+    `cached_tokens` were not read again; `restored_from` says where the most of them came from, and `saved_ms` what
+    reading them would have taken at the speed at which they were once read. Of `drafted_tokens` that were looked up
+    in the text so far, `accepted_tokens` were what the model would have said.
     """
 
     progress: Progress | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    restored_from: Literal["memory", "disk"] | None = None
+    saved_ms: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     dropped_messages: int = 0
     context: int | None = None
     seed: int | None = None

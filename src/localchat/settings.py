@@ -17,6 +17,7 @@ from localchat.safe_text import safe_line
 
 T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(gt=0)]
+Size = Annotated[str, msgspec.Meta(pattern=r"^ *\d+(\.\d+)? *([KMGT]i?)?B? *$")]
 ThemeName = Literal["dark", "light", "contrast", "ansi"]
 
 
@@ -60,6 +61,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     gpu_layers: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """How many of a model's layers lie on GPUs, where the engine was built for one; 0: none; unset, as many as fit."""
+
+    max_ram: Size | None = None
+    """The most memory that the engine may take ("6G"): weights, KV cache, buffers, and what it keeps of prompts; unset,
+    what the machine has free."""
+
+    prefix_cache: Size = "4G"
+    """How much room on disk what the model has read may take, so that it is never read twice; "0": none is kept."""
+
+    drafts: bool = True
+    """Look in the text so far for what the model may say next, while that measurably makes answers faster."""
 
     show_thinking: bool = False
     """Show what a model thinks before it answers (`ask` writes it to stderr)."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localchat.engine.context import SEQUENCES
 from localchat.engine.prefix_cache import PrefixCache, Sequence, common_prefix
+from localchat.tuning import SEQUENCES
 
 tokens = st.lists(st.integers(0, 3), max_size=40)
 MANY = settings(max_examples=300, deadline=None, print_blob=True)
@@ -34,6 +34,7 @@ class Cells:
     """A context that only remembers what its sequences hold, and refuses what a real one would get wrong."""
 
     def __init__(self, *, cuttable: bool = True) -> None:
+        self.sequences = SEQUENCES
         self.held: dict[int, list[int]] = {index: [] for index in range(SEQUENCES)}
         self._cuttable = cuttable
 

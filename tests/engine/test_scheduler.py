@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from localchat.engine import prefix_cache, resident, scheduler
-from localchat.engine.context import SEQUENCES
 from localchat.engine.job import Event, Finished, Job, ModelSpec
 from localchat.engine.model import Model, _size_with_shards
 from localchat.engine.running import Running
@@ -27,6 +26,7 @@ from localchat.engine.templates import TemplateRenderer
 from localchat.engine.text import Piece
 from localchat.errors import ContextExceeded, DamagedFile, DoesNotFit, EngineFailed, Interrupted, LocalchatError
 from localchat.protocol import ChatRequest, Extras, Message, Progress, Sampling
+from localchat.tuning import SEQUENCES
 from tests.engine.reference import Reference, chatml_tokens
 from tests.tiny_models import BYTES, END, LETTERS, vocabulary_of, write_model
 

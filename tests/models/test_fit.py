@@ -27,7 +27,7 @@ MIB = 1 << 20
 _ENGINE = """
 import json, os, sys
 from localchat.engine import llama as log
-from localchat.engine.context import MICRO_BATCH, SEQUENCES
+from localchat.tuning import MICRO_BATCH, sequences
 api = log.api()
 params = api.llama_model_default_params()
 if sys.argv[1] == "no_alloc":
@@ -37,7 +37,9 @@ assert model, log.complaints(0)
 found = []
 for context in map(int, sys.argv[3:]):
     params = api.llama_context_default_params()
-    params.n_ctx, params.n_seq_max, params.n_outputs_max = context, SEQUENCES, SEQUENCES
+    params.n_ctx = context
+    stateful = api.llama_model_n_swa(model) or api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model)
+    params.n_seq_max = params.n_outputs_max = sequences(is_stateful=bool(stateful))
     params.n_batch = params.n_ubatch = min(MICRO_BATCH, context)
     params.kv_unified, params.swa_full = True, False
     logged = log.lines_logged
@@ -125,7 +127,7 @@ def test_a_sliding_layer_keeps_a_window_for_each_sequence() -> None:
     # Those that see everything grow with the context; the others stop at eight windows and a micro-batch.
     at = [fit.memory(SHAPE_GEMMA, 0, context).kv for context in (16384, 32768)]
     assert at[1] - at[0] == 4 * 16384 * 2 * 256 * 2
-    alone = fit.memory(SHAPE_GEMMA, 0, 32768, sequences=1).kv
+    alone = fit.memory(SHAPE_GEMMA, 0, 32768, side_by_side=1).kv
     assert at[1] - alone == 22 * (8 * 512 + 512 - 1024) * 2 * 256 * 2
 
 

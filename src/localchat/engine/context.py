@@ -11,14 +11,11 @@ from localchat.engine.offload import DeviceFull
 from localchat.errors import DoesNotFit, EngineFailed
 from localchat.hardware import available_memory
 from localchat.safe_text import safe_line
-
-MICRO_BATCH = 512
-"""Tokens that llama.cpp computes at once; a batch of ours is never larger."""
-
-SEQUENCES = 8
-"""Conversations that the KV cache can hold side by side; they share its cells."""
+from localchat.tuning import MICRO_BATCH, Tuning, sequences
 
 _NO_SLOT, _ABORTED = 1, 2
+_KV_TYPES = {"f16": 1, "q4_0": 2, "q5_1": 7, "q8_0": 8}  # enum ggml_type
+_FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # enum llama_flash_attn_type
 _GIB = 1 << 30
 
 SAFETY_BYTES = 128 << 20
@@ -40,7 +37,7 @@ class Context:
     its part of it.
     """
 
-    def __init__(self, model: Model, n_ctx: int, threads: int) -> None:
+    def __init__(self, model: Model, n_ctx: int, threads: int, tuning: Tuning = Tuning()) -> None:  # noqa: B008
         llama = api()
         need, room = int(model.kv_bytes_estimate(n_ctx) * model.offload.kept_share) + SAFETY_BYTES, available_memory()
         if need > room:
@@ -50,15 +47,21 @@ class Context:
             )
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(MICRO_BATCH, n_ctx)
-        params.n_seq_max = SEQUENCES
-        # One output per sequence is all we ever ask for; the default reserves one per token of the batch.
-        params.n_outputs_max = SEQUENCES
+        params.n_batch = params.n_ubatch = min(tuning.micro_batch or MICRO_BATCH, n_ctx)
+        self.sequences = sequences(is_stateful=model.is_recurrent or model.n_swa > 0)
+        params.n_seq_max = self.sequences
+        # The default reserves an output for each token of the batch; nobody asks for more than one a sequence, or as
+        # many for drafts while there are fewer.
+        self.outputs = self.sequences
+        params.n_outputs_max = self.outputs
+        params.type_k = params.type_v = _KV_TYPES[tuning.kv_type or "f16"]
+        params.flash_attn_type = _FLASH_ATTENTION[tuning.flash_attention]
         # All sequences share all cells, so a single conversation can use the whole window.
         params.kv_unified = True
         # Layers with a sliding window keep their window only.
         params.swa_full = False
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = tuning.decode_threads or threads
+        params.n_threads_batch = tuning.prefill_threads or threads
         logged = llama_log.lines_logged
         self._context = llama.llama_init_from_model(model.handle, params)
         if not self._context:
@@ -70,7 +73,8 @@ class Context:
             )
         self._is_offloaded = model.offload.layers > 0
         self.n_ctx: int = llama.llama_n_ctx(self._context)
-        self.threads = threads
+        self.tuning = tuning
+        self.threads, self.prefill_threads = int(params.n_threads), int(params.n_threads_batch)
         self.batch_size = int(params.n_batch)
         self.buffers = buffer_bytes(logged)
         self.device_bytes = device_bytes(logged, [device.name for device in model.offload.devices])
@@ -104,11 +108,11 @@ class Context:
         self._callback = ctypes.cast(strlen, llama.ggml_abort_callback)
         llama.llama_set_abort_callback(self._context, self._callback, ctypes.addressof(self._stop))
 
-    def use_threads(self, threads: int) -> None:
-        """Compute with this many threads from the next batch on."""
-        if threads != self.threads:
-            self.threads = threads
-            api().llama_set_n_threads(self._context, threads, threads)
+    def use_threads(self, decode: int, prefill: int) -> None:
+        """Compute with this many threads from the next batch on: batches of one token, and of more."""
+        if (decode, prefill) != (self.threads, self.prefill_threads):
+            self.threads, self.prefill_threads = decode, prefill
+            api().llama_set_n_threads(self._context, decode, prefill)
 
     def abort(self) -> None:
         """Stop the computation that is going on, or the next one; from any thread."""

@@ -26,6 +26,7 @@ from localchat.protocol import (
     Timings,
     Usage,
 )
+from localchat.tuning import Tuning
 
 _PROGRESS_EVERY_S = 0.1
 
@@ -34,8 +35,9 @@ _PROGRESS_EVERY_S = 0.1
 class ModelSpec:
     """Which file to load, what people call it, and how its makers would sample from it.
 
-    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced. `weights` reads
-    from the file what must be known to spread it over GPUs; without it the model is the processor's alone.
+    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced; `sha256` is that
+    of its content ("": nobody hashed it). `weights` reads from the file what must be known to spread it over GPUs;
+    without it the model is the processor's alone.
     """
 
     name: str
@@ -43,10 +45,12 @@ class ModelSpec:
     sampling: Sampling = field(default_factory=Sampling)
     version: tuple[int, int, int] = (0, 0, 0)
     weights: Callable[[], Weights] | None = field(default=None, compare=False)
+    sha256: str = ""
+    tuning: Tuning = field(default_factory=Tuning)
 
-    def is_same_file(self, other: ModelSpec) -> bool:
-        """Whether both mean the same weights."""
-        return (self.path, self.version) == (other.path, other.version)
+    def is_same(self, other: ModelSpec) -> bool:
+        """Whether both mean the same weights, set up alike."""
+        return (self.path, self.version, self.tuning) == (other.path, other.version, other.tuning)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import ctypes
 import time
 from dataclasses import dataclass, field
 
-from localchat.engine.context import SEQUENCES, Context
+from localchat.engine.context import Context
 
 
 @dataclass
@@ -29,7 +29,7 @@ class PrefixCache:
         self._context = context
         self._n_swa = n_swa
         self._is_recurrent = is_recurrent
-        self._sequences = [Sequence(index) for index in range(SEQUENCES)]
+        self._sequences = [Sequence(index) for index in range(context.sequences)]
 
     def take(self, tokens: list[int]) -> Sequence | None:
         """A sequence that holds a prefix of `tokens` (as long as possible, always short of the last token).

@@ -170,7 +170,7 @@ class Resident:
         self._move(self.model.offload)  # where an attempt before this one left nothing loaded
         while not self._context:
             try:
-                self._context = Context(self.model, n_ctx, self._threads)
+                self._context = Context(self.model, n_ctx, self._threads, self.spec.tuning)
             except DeviceFull as error:
                 # Only without the model can be seen how much room there is for it.
                 offload, why = self.model.offload, str(error)

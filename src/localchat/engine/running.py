@@ -65,7 +65,7 @@ class Running:
         if not self.jobs:
             self._controller.rest()
             return []
-        context.use_threads(self._controller.update())
+        context.use_threads(*self._controller.update())
         context.begin()
         batch = self._fill_batch(resident)
         began = resident.clock()
@@ -79,7 +79,9 @@ class Running:
         except DeviceFull as error:
             self._undo(batch, resident, error)
             return self._all_aside(resident, str(error))
-        self._learn_rate(sum(len(fed.tokens) for fed in batch), resident.clock() - began)
+        tokens, seconds = sum(len(fed.tokens) for fed in batch), resident.clock() - began
+        self._controller.took(tokens, seconds)
+        self._learn_rate(tokens, seconds)
         aside = []
         for fed in batch:
             assert fed.job.sequence

@@ -233,7 +233,7 @@ class Engine:
             return True
         wish = work.wish if isinstance(work, Task) else _wish_of(work)
         resident = self._resident
-        if not resident or not resident.spec.is_same_file(work.spec) or not resident.lies_as(wish.gpu_layers):
+        if not resident or not resident.spec.is_same(work.spec) or not resident.lies_as(wish.gpu_layers):
             if self._running.jobs:
                 return False
             self._load(work, wish)
@@ -274,7 +274,7 @@ class Engine:
         passed_ms = (time.monotonic() - self._load_began) * 1000
         eta_ms = passed_ms / fraction - passed_ms if fraction > 0 else None
         for waiting in list(self._queue):
-            if isinstance(waiting, Job) and waiting.spec.is_same_file(work.spec):
+            if isinstance(waiting, Job) and waiting.spec.is_same(work.spec):
                 waiting.progress("loading", fraction, 1.0, eta_ms)
         return not (work.cancelled or self._closing)
 

@@ -60,10 +60,18 @@ class ThreadController:
         self._due = 0.0
         self.threads = most
 
-    def update(self) -> int:
-        """The number for the next step; measured anew every quarter of a second, else the same as before."""
+    def update(self) -> tuple[int, int]:
+        """The numbers for the next step: for batches of one token, and of more."""
+        self._follow_load()
+        return self.threads, self.threads
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens was computed with the numbers that `update` gave last."""
+
+    def _follow_load(self) -> None:
+        """Measured anew every quarter of a second."""
         if self._most == 1 or time.monotonic() < self._due:
-            return self.threads
+            return
         now = self._sample()
         self._due = now.at + _WINDOW_S
         last, self._last = self._last, now
@@ -74,7 +82,6 @@ class ThreadController:
                 self.threads -= 1
             while self.threads < self._most and cores >= self.threads + _SPARE_TO_GAIN:
                 self.threads += 1
-        return self.threads
 
     def rest(self) -> None:
         """Nothing is being computed any more: what others use until we go on says nothing about the time after that.

@@ -31,7 +31,7 @@ def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
         raise NoSuchModel(f"{safe_line(file.name)} cannot be read any more ({error.strerror}): ask again") from error
     version = (status.st_size, status.st_mtime_ns, status.st_ino)
     weights: Callable[[], Weights] = partial(_weights, file.path)
-    return ModelSpec(file.name, file.path, file.sampling, version, weights)
+    return ModelSpec(file.name, file.path, file.sampling, version, weights, file.sha256 or "")
 
 
 def _weights(path: Path) -> Weights:

@@ -1,6 +1,6 @@
 """How much memory a model needs at a context window, whether that fits, how much of it fits a GPU, and how fast it is.
 
-The formulas are llama.cpp's own, for the window as the engine opens it: one KV cache shared by eight sequences, sliding
+The formulas are llama.cpp's own, for the window as the engine opens it: one KV cache shared by all sequences, sliding
 layers that keep their window only, micro-batches of 512 tokens, logits for one token of each sequence, flash attention.
 They were held against the engine's own figures (`tests/models/test_fit.py`). Sizes are bytes, contexts tokens.
 """
@@ -16,16 +16,13 @@ import msgspec
 from localchat.machine import Attention, Figures, Machine
 from localchat.models.gguf_types import bytes_of, values_of
 from localchat.models.shape import Layer, Shape
+from localchat.tuning import MICRO_BATCH, sequences
 
 Verdict = Literal["yes", "tight", "no"]
 
 Weights = Mapping[str, Mapping[str, int]]
 """Bytes by part of the model ("embedding", "layers", "experts", "head", as in `gguf.Header`) and tensor type."""
 
-SEQUENCES = 8
-"""Conversations that the engine's KV cache holds side by side (`engine.context.SEQUENCES`)."""
-
-_MICRO_BATCH = 512
 _GRAIN = 256  # llama.cpp makes windows in multiples of this
 _FLOAT, _HALF = 4, 2
 _USUAL_FEED_FORWARD = 4  # times the embedding's width, where it is not known
@@ -53,11 +50,15 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 def memory(
-    shape: Shape, weights_bytes: int, context: int, *, kv_type: str = "f16", sequences: int = SEQUENCES
+    shape: Shape, weights_bytes: int, context: int, *, kv_type: str = "f16", side_by_side: int | None = None
 ) -> Memory:
-    """What a model of `shape` takes with a window of `context` tokens; `weights_bytes` is its file's size."""
-    kv = sum(_kv(layer, context, kv_type, sequences) for layer in shape.memory_layers)
-    return Memory(weights_bytes, kv, _compute(shape, context, sequences))
+    """What a model of `shape` takes with a window of `context` tokens; `weights_bytes` is its file's size.
+
+    `side_by_side`: sequences that the window is made for (None: as many as the engine makes it for).
+    """
+    count = side_by_side or _sequences(shape)
+    kv = sum(_kv(layer, context, kv_type, count) for layer in shape.memory_layers)
+    return Memory(weights_bytes, kv, _compute(shape, context, count))
 
 
 def judge(need: int, available: int) -> Verdict:
@@ -75,18 +76,19 @@ def layers_on_gpu(
     free: int,
     *,
     kv_type: str = "f16",
-    sequences: int = SEQUENCES,
+    side_by_side: int | None = None,
 ) -> int:
     """The `n_gpu_layers` that fit into `free` bytes of a device, from 0 (none) to one more than there are layers.
 
     llama.cpp counts from the end: 1 is the output head alone (`head_bytes`), then come the last layers with their KV
     cache (`layer_bytes` are those of each layer, first to last). The token embeddings always stay with the processor.
     """
-    room = int(free * (1 - _DEVICE_MARGIN)) - _compute(shape, context, sequences)
+    count = side_by_side or _sequences(shape)
+    room = int(free * (1 - _DEVICE_MARGIN)) - _compute(shape, context, count)
     remembered = shape.memory_layers
     needs = [head_bytes]
     for index in reversed(range(len(layer_bytes))):
-        kv = _kv(remembered[index], context, kv_type, sequences) if index < len(remembered) else 0
+        kv = _kv(remembered[index], context, kv_type, count) if index < len(remembered) else 0
         needs.append(layer_bytes[index] + kv)
     fitting = 0
     for need in needs:
@@ -160,7 +162,7 @@ def _reading_seconds(shape: Shape, weights: Weights, figures: Figures, context: 
     """Seconds for each token of a prompt that is read in micro-batches; logits are made for its last token only."""
     read = _read(shape, weights)
     total = sum(values_of(name, int(size)) for name, size in read.items())
-    seconds = shape.layers * figures.layer_seconds / _MICRO_BATCH
+    seconds = shape.layers * figures.layer_seconds / MICRO_BATCH
     for name, size in read.items():
         rate = figures.rates.get(name)
         values = values_of(name, int(size))
@@ -287,33 +289,38 @@ def _mix(label: str) -> _Mix:
     return _MIXES["Q4_K_M"]
 
 
-def _kv(layer: Layer, context: int, kv_type: str, sequences: int) -> int:
+def _sequences(shape: Shape) -> int:
+    """How many sequences the engine makes a window for."""
+    return sequences(is_stateful=any(layer.window or layer.state for layer in shape.memory_layers))
+
+
+def _kv(layer: Layer, context: int, kv_type: str, count: int) -> int:
     """Bytes that one layer remembers."""
-    cells = _cells(context, layer.window, sequences)
-    return bytes_of(kv_type.upper(), layer.kv * cells) + layer.state * sequences * _FLOAT
+    cells = _cells(context, layer.window, count)
+    return bytes_of(kv_type.upper(), layer.kv * cells) + layer.state * count * _FLOAT
 
 
-def _compute(shape: Shape, context: int, sequences: int) -> int:
+def _compute(shape: Shape, context: int, count: int) -> int:
     """Bytes of the compute and output buffers.
 
     llama.cpp lays the intermediate values of a micro-batch out as tightly as it can; at its fullest moment, in the
     feed-forward part, these are there at once. In a mixture of experts every expert's result has the model's width.
     """
-    batch = min(_MICRO_BATCH, context)
+    batch = min(MICRO_BATCH, context)
     windows = {layer.window for layer in shape.memory_layers if layer.kv}
-    masks = sum(_cells(context, window, sequences) for window in windows) * batch * _HALF
+    masks = sum(_cells(context, window, count) for window in windows) * batch * _HALF
     feed_forward = shape.feed_forward or _USUAL_FEED_FORWARD * shape.embedding
     if shape.experts_used:
         width = 2 * (shape.experts_used * shape.embedding + feed_forward)
     else:
         width = 3 * feed_forward + 3 * shape.embedding + (shape.heads * shape.key_length or shape.embedding)
-    logits = shape.vocabulary * sequences * _FLOAT
+    logits = shape.vocabulary * count * _FLOAT
     return masks + max(batch * width * _FLOAT, logits) + logits
 
 
-def _cells(context: int, window: int, sequences: int) -> int:
+def _cells(context: int, window: int, count: int) -> int:
     """Tokens for which a layer has room."""
     if window:
         # Every sequence may have its own window, and the micro-batch that is being read comes on top.
-        context = min(context, window * sequences + _MICRO_BATCH)
+        context = min(context, window * count + MICRO_BATCH)
     return -(-max(1, context) // _GRAIN) * _GRAIN

@@ -1,0 +1,44 @@
+"""How the engine is set up for one model: what can be tuned, what was found to be fastest here, and its fixed sizes.
+
+Nothing native is loaded here: `engine` obeys a tuning, and who measures or predicts reads the same sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+MICRO_BATCH = 512
+"""Tokens that llama.cpp computes at once where nothing else was found to be faster; a batch of ours is never larger."""
+
+SEQUENCES = 16
+"""Conversations that the KV cache can hold side by side; they share its cells, so more of them cost nothing."""
+
+SEQUENCES_WITH_STATE = 8
+"""The same where layers keep something for each sequence: a sliding window, or a state of fixed size."""
+
+KvType = Literal["f16", "q8_0", "q5_1", "q4_0"]
+"""Tensor types of the KV cache. All but f16 need flash attention for the values, and round what they keep."""
+
+Threads = Annotated[int, msgspec.Meta(ge=1, le=512)]
+
+
+class Tuning(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the engine computes with one model; None is what it would do by itself.
+
+    Threads are the most that compute on a quiet machine; on a busy one fewer do (`engine.threads`).
+    """
+
+    decode_threads: Threads | None = None
+    prefill_threads: Threads | None = None
+    micro_batch: Annotated[int, msgspec.Meta(ge=32, le=4096)] | None = None
+    """Tokens that are computed at once."""
+    kv_type: KvType | None = None
+    flash_attention: bool | None = None
+    """None: llama.cpp decides (it takes it wherever the backend can)."""
+
+
+def sequences(*, is_stateful: bool) -> int:
+    """How many sequences a context is made for; `is_stateful`: a layer slides or keeps a state for each of them."""
+    return SEQUENCES_WITH_STATE if is_stateful else SEQUENCES
