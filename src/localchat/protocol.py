@@ -29,6 +29,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=10)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Moment = Annotated[float, msgspec.Meta(ge=0, lt=253402214400)]  # until the end of the year 9999, wherever one is
 PositiveCount = Annotated[int, msgspec.Meta(gt=0)]
 RepeatPenalty = Annotated[float, msgspec.Meta(gt=0, le=10)]
 TopK = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
@@ -100,7 +101,9 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     refuse a model file that has to be hashed first (`needs_verification`), so that the client can do that and show it.
     `continue_final`: the last message is an answer that broke off, and the model goes on where it ends. `keep` false:
     nothing of this request is saved on disk, not even what the model has read of it. `max_ram`: bytes that the engine
-    may take altogether, for this request and those after it (None: what it was started with).
+    may take altogether, for this request and those after it (None: what it was started with). `began`: when the
+    conversation did, in seconds since 1970; a template that tells the date tells that one, so that what was read
+    yesterday is still the beginning of today's prompt.
     """
 
     overflow: Literal["error", "slide"] = "error"
@@ -111,6 +114,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     verified_only: bool = False
     continue_final: bool = False
     keep: bool = True
+    began: Moment | None = None
     max_ram: PositiveCount | None = None
 
 

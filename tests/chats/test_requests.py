@@ -44,6 +44,14 @@ def test_all_of_the_settings_go_along() -> None:
     assert (plain.messages, plain.stop, plain.max_tokens) == ([Message("user", "one")], None, None)
 
 
+def test_a_conversation_began_with_its_first_message() -> None:
+    nodes = path_of("u:one", "a:first", "u:two")
+    for number, node in enumerate(nodes):
+        node.created = 1000.0 + number
+    sent = request(nodes, ChatSettings())
+    assert sent.localchat and sent.localchat.began == 1000.0
+
+
 def test_going_on_sends_the_answer_that_broke_off_with_its_thinking() -> None:
     sent = request(path_of("u:one", "a:first", "u:two", "a:hal"), ChatSettings(), go_on=True)
     assert sent.messages[-3:] == [

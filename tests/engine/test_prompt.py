@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,14 @@ def test_both_names_of_the_switch_and_the_effort_reach_the_template(bench: Bench
     assert render(asks, hi, thinking=True) == "hi|True|True|unset"
     assert render(asks, hi, thinking=False) == "hi|False|False|low"
     assert render(asks, hi, effort="high") == "hi|False|False|high"
+
+
+def test_a_conversation_keeps_the_date_on_which_it_began(bench: Bench) -> None:
+    """A template that tells today's date would else make the whole conversation new at midnight."""
+    dated = bench.builder("{{ strftime_now('%Y-%m-%d') }}|{{ messages[-1].content }}|{{ began is defined }}")
+    hi, day = Message("user", "hi"), datetime(2024, 2, 29, 12)
+    assert render(dated, hi, began=day.timestamp()) == "2024-02-29|hi|False"
+    assert render(dated, hi) == f"{datetime.now():%Y-%m-%d}|hi|False"
 
 
 def begun(builder: PromptBuilder, content: str = "", thought: str | None = None, **switches: Any) -> str:

@@ -315,7 +315,7 @@ def test_an_endless_template_ends_with_its_process_when_nobody_waits_for_it() ->
     )
     requests = [
         json.dumps({"template": BOMBS[0], "bos_token": "", "eos_token": ""}),
-        json.dumps({"messages": [HELLO]}),
+        json.dumps({"variables": {"messages": [HELLO]}, "began": None}),
     ]
     done = subprocess.run([sys.executable, "-c", script, *requests], capture_output=True, timeout=SLACK_S * 5)
     assert done.returncode == -signal.SIGALRM

@@ -35,6 +35,7 @@ def request(path: Sequence[Node], settings: ChatSettings, *, go_on: bool = False
             gpu_layers=settings.gpu_layers,
             overflow=settings.overflow,
             continue_final=go_on,
+            began=path[0].created or None,
             progress=True,
         ),
         **msgspec.structs.asdict(settings.sampling),

@@ -77,13 +77,14 @@ class PromptBuilder:
         thinking: bool | None = None,
         effort: str | None = None,
         go_on: bool = False,
+        began: float | None = None,
         check: Callable[[int], None] = lambda tokens: None,
     ) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
 
         `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. With
-        `go_on` the last message is an answer that broke off, and the prompt ends where that does. `check` is called on
-        the way with the tokens that are known of, and may raise. Raises `UsageError` where the template refuses the
+        `go_on` the last message is an answer that broke off, and the prompt ends where that does. A template that tells
+        the date tells that of `began` (seconds since 1970; None: now). `check` is called on the way with the tokens that are known of, and may raise. Raises `UsageError` where the template refuses the
         conversation in every form.
         """
         begun = messages[-1] if go_on else None
@@ -98,7 +99,7 @@ class PromptBuilder:
         if self._plain_reason:
             text, stops, warnings = _plain(turns), [_PLAIN_STOP], [self._plain_reason]
         else:
-            text, stops, warnings = self._render(turns, thinking, effort), [], []
+            text, stops, warnings = self._render(turns, thinking, effort, began), [], []
         check(known)
         tags = self.tags
         inside = tags is not None and text.rstrip().endswith(tags.open)
@@ -218,7 +219,9 @@ class PromptBuilder:
         except (TemplateRefused, TemplateBroken):
             self._folds_system = True
 
-    def _render(self, turns: list[dict[str, Any]], thinking: bool | None, effort: str | None) -> str:
+    def _render(
+        self, turns: list[dict[str, Any]], thinking: bool | None, effort: str | None, began: float | None
+    ) -> str:
         variables: dict[str, Any] = {"add_generation_prompt": True}
         if thinking is not None:
             variables |= {"enable_thinking": thinking, "thinking": thinking}
@@ -232,7 +235,7 @@ class PromptBuilder:
             if self._wants_parts:
                 form = [_in_parts(turn) for turn in form]
             try:
-                return self._renderer.render(form, **variables)
+                return self._renderer.render(form, began, **variables)
             except TemplateRefused as error:
                 refusal = error.message
             except TemplateBroken as error:

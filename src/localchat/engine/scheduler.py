@@ -299,6 +299,7 @@ class Engine:
             "thinking": extras.thinking,
             "effort": request.reasoning_effort,
             "go_on": extras.continue_final,
+            "began": extras.began,
         }
         if extras.overflow == "slide":
             room = cap - min(request.token_limit() or _ANSWER_RESERVE, cap // 4)

@@ -2,8 +2,8 @@
 
 A template comes with the model, so it is foreign code. The sandbox keeps it from Python's internals, but it can still
 burn processor and memory; here it can be killed without taking the engine along. One JSON object a line on stdin, one
-on stdout: first `{"template", "bos_token", "eos_token"}`, then render requests (`messages` and the template's
-variables), each answered by `{"text"}`, `{"refused"}` (the template's own objection) or `{"broken"}` (it cannot run).
+on stdout: first `{"template", "bos_token", "eos_token"}`, then render requests (`{"variables", "began"}`: messages among
+the former, and the time that the template shall take for now), each answered by `{"text"}`, `{"refused"}` (the template's own objection) or `{"broken"}` (it cannot run).
 
 Run as a script, it imports nothing of localchat: its start is on the way to a first answer.
 """
@@ -42,8 +42,12 @@ def _tojson(value: object, indent: int | None = None, **_: object) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
+_began: float | None = None
+
+
 def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
+    now = datetime.now() if _began is None else datetime.fromtimestamp(_began)
+    return now.strftime(form)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -75,8 +79,10 @@ def _alarm(seconds: float) -> None:
 
 
 def _answer(render: Any, request: dict[str, Any]) -> dict[str, str]:
+    global _began
+    _began = request["began"]
     try:
-        text = render(**request)
+        text = render(**request["variables"])
     except TemplateError as error:
         return {"refused": str(error)[:_REASON_LIMIT_CHARACTERS]}
     except MemoryError:

@@ -52,9 +52,12 @@ class TemplateRenderer:
         self._ask(setup)
         self._setup, self._is_set_up = setup, True
 
-    def render(self, messages: list[dict[str, Any]], **variables: Any) -> str:
-        """The text of a conversation. Raises `TemplateRefused` or `TemplateBroken`."""
-        return self._ask({"messages": messages, **variables})
+    def render(self, messages: list[dict[str, Any]], began: float | None = None, **variables: Any) -> str:
+        """The text of a conversation that began at a time (seconds since 1970; None: now).
+
+        Raises `TemplateRefused` or `TemplateBroken`.
+        """
+        return self._ask({"variables": {"messages": messages, **variables}, "began": began})
 
     def close(self) -> None:
         """End the process."""
