@@ -15,12 +15,14 @@ from typing import Any, Literal
 import gguf
 import numpy as np
 
-Architecture = Literal["llama", "gemma3", "mamba"]
+Architecture = Literal["llama", "gemma3", "mamba", "lfm2"]
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+_SHORT_CONVOLUTION = 3  # tokens that a recurrent layer of lfm2 sees
 
 _NORMAL, _CONTROL, _USER_DEFINED = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
 
@@ -118,8 +120,9 @@ def write_model(
 ) -> Path:
     """Write a GGUF of random weights. What it says depends on all it has read, and has no sense.
 
-    `context` is what it claims to be trained for, `window` the sliding window of gemma3, both in tokens. `speaks`: the
-    only tokens that it is likely to choose (`LETTERS` never end an answer).
+    `context` is what it claims to be trained for, `window` the sliding window of gemma3, both in tokens. In lfm2 every
+    second layer is recurrent and the others see all. `speaks`: the only tokens that it is likely to choose (`LETTERS`
+    never end an answer).
     """
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(str(path), architecture)
@@ -147,15 +150,23 @@ def write_model(
         kept = list(speaks)
         output[np.setdiff1d(np.arange(len(output)), kept)] = 0.0
     writer.add_tensor("output.weight", output)
-    ones("output_norm", width)
+    ones("token_embd_norm" if architecture == "lfm2" else "output_norm", width)
     for layer in range(layers):
         block = f"blk.{layer}"
         ones(f"{block}.attn_norm", width)
         if architecture == "mamba":
             _add_mamba(writer, tensor, block, width, random)
             continue
-        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            tensor(f"{block}.{part}", width, width, scale=3 * width**-0.5)
+        if architecture == "lfm2" and layer % 2 == 0:
+            tensor(f"{block}.shortconv.conv", width, _SHORT_CONVOLUTION)
+            tensor(f"{block}.shortconv.in_proj", 3 * width, width)
+            tensor(f"{block}.shortconv.out_proj", width, width)
+        else:
+            for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                tensor(f"{block}.{part}", width, width, scale=3 * width**-0.5)
+            if architecture == "lfm2":
+                ones(f"{block}.attn_q_norm", width // 4)
+                ones(f"{block}.attn_k_norm", width // 4)
         ones(f"{block}.ffn_norm", width)
         tensor(f"{block}.ffn_gate", 2 * width, width)
         tensor(f"{block}.ffn_up", 2 * width, width)
@@ -175,7 +186,9 @@ def write_model(
     else:
         writer.add_feed_forward_length(2 * width)
         writer.add_head_count(4)
-        writer.add_head_count_kv(4)
+        writer.add_head_count_kv([4 * (layer % 2) for layer in range(layers)] if architecture == "lfm2" else 4)
+    if architecture == "lfm2":
+        writer.add_shortconv_l_cache(_SHORT_CONVOLUTION)
     if architecture == "gemma3":
         writer.add_key_length(width // 4)
         writer.add_value_length(width // 4)

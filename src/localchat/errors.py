@@ -10,12 +10,14 @@ from __future__ import annotations
 class LocalchatError(Exception):
     """Base of all errors that carry a sentence for the person; on its own, something nobody expected.
 
-    `exit_code` is the process exit code, `code` the error's name in the protocol, `status` the HTTP status.
+    `exit_code` is the process exit code, `code` the error's name in the protocol, `status` the HTTP status that a host
+    of ours gives it; `http_status` is the one that a server answered with (None: no server said this).
     """
 
     exit_code = 1
     code = "internal_error"
     status = 500
+    http_status: int | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

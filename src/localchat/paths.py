@@ -67,6 +67,16 @@ class Paths:
         return self.state / "tunings.json"
 
     @property
+    def trial_lock(self) -> Path:
+        """Held by `localchat bench` and `tune` while they measure: two at once would measure each other."""
+        return self.runtime / "trial.lock"
+
+    @property
+    def batches(self) -> Path:
+        """Answers of batches that were not finished, so that they can go on (`localchat batch`)."""
+        return self.state / "batches"
+
+    @property
     def host_log(self) -> Path:
         """What the engine process wrote, the last run at the end."""
         return self.state / "host.log"

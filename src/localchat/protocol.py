@@ -184,12 +184,16 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, omit_defaults=True, frozen=True):
-    """How far loading (0 to 1) or reading the prompt (tokens) is; `eta_ms` None where it cannot be told yet."""
+    """How far loading (0 to 1) or reading the prompt (tokens) is; `eta_ms` None where it cannot be told yet.
+
+    Of what is `done` of a prompt, `cached` tokens did not have to be read.
+    """
 
     stage: Stage
     done: float
     total: float
     eta_ms: float | None = None
+    cached: int = 0
 
 
 class Report(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -304,20 +308,22 @@ class ModelList(msgspec.Struct, frozen=True):
 
 
 class LoadRequest(msgspec.Struct, omit_defaults=True, frozen=True):
-    """The body of `POST /localchat/load`: have this model warm (`verified_only` as in `Extras`)."""
+    """The body of `POST /localchat/load`: have this model warm (`verified_only` and `max_ram` as in `Extras`)."""
 
     model: str = ""
     context: PositiveCount | None = None
     gpu_layers: Count | None = None
     verified_only: bool = False
+    max_ram: PositiveCount | None = None
 
 
 class TokenizeRequest(msgspec.Struct, omit_defaults=True, frozen=True):
-    """The body of `POST /localchat/tokenize`: how many tokens would this text be (`verified_only` as in `Extras`)?"""
+    """The body of `POST /localchat/tokenize`: how many tokens would this text be? (The rest as in `LoadRequest`.)"""
 
     text: str
     model: str = ""
     verified_only: bool = False
+    max_ram: PositiveCount | None = None
 
 
 class TokenizeResponse(msgspec.Struct, frozen=True):
@@ -338,6 +344,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     """What is in memory. Sizes are bytes, `context` tokens, `architecture` is llama.cpp's name for it.
 
     `gpu_layers` of its `layers` (the output head counts as one) lie on `devices`, with their share of the window.
+    `threads` compute an answer and `prefill_threads` read (0: as many). `kept_bytes` are held beside the window, so
+    that prompts which part from what was read in its middle need not be read from their beginning.
     """
 
     name: str
@@ -352,6 +360,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     layers: int = 0
     gpu_layers: int = 0
     devices: list[DeviceUse] = []
+    prefill_threads: int = 0
+    kept_bytes: int = 0
 
 
 class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
@@ -359,6 +369,7 @@ class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
 
     `resident_bytes` counts the whole host with file-backed pages, `anonymous_bytes` without; `leaves_in_s` is when the
     host ends if nobody asks anything (None: never, or busy). `on_demand`: a client started it, nobody watches it.
+    `max_ram` is the ceiling (None: there is none) for `taken_bytes`, which count the process of the templates too.
     """
 
     version: str
@@ -372,6 +383,8 @@ class Status(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True):
     answered: int = 0
     resident_bytes: int = 0
     anonymous_bytes: int = 0
+    taken_bytes: int = 0
+    max_ram: int | None = None
     address: str = ""
     log: str = ""
     model: LoadedModel | None = None

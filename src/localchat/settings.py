@@ -17,7 +17,12 @@ from localchat.safe_text import safe_line
 
 T = TypeVar("T")
 Positive = Annotated[int, msgspec.Meta(gt=0)]
-Size = Annotated[str, msgspec.Meta(pattern=r"^ *\d+(\.\d+)? *([KMGT]i?)?B? *$")]
+# What `size_bytes` takes. A bare number would be bytes, which nobody means; 0 alone needs no unit.
+_SIZE = r"\s*(\d+(?:\.\d+)?)\s*([KMGTkmgt])(?:i?[Bb])?\s*"
+Size = Annotated[str, msgspec.Meta(pattern=f"^{_SIZE}$")]
+SizeOrNone = Annotated[str, msgspec.Meta(pattern=f"^(?:{_SIZE}|\\s*0\\s*)$")]
+_MOST = 1 << 60  # what counters on disk and in messages can hold, and no machine has
+A_SIZE = 'it takes a size such as "6G"'
 ThemeName = Literal["dark", "light", "contrast", "ansi"]
 
 
@@ -34,7 +39,7 @@ class Preset(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a person can set once instead of typing it each time; an option on the command line wins.
 
-    `idle`, `threads` and `context` are read when the engine starts; everything else counts with the next question.
+    `idle`, `threads`, `context` and `drafts` are read when the engine starts; all else counts with the next question.
     """
 
     model: str | None = None
@@ -66,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The most memory that the engine may take ("6G"): weights, KV cache, buffers, and what it keeps of prompts; unset,
     what the machine has free."""
 
-    prefix_cache: Size = "4G"
+    prefix_cache: SizeOrNone = "4G"
     """How much room on disk what the model has read may take, so that it is never read twice; "0": none is kept."""
 
     drafts: bool = True
@@ -116,6 +121,39 @@ def is_offline() -> bool:
     return said != "0" if said else settings().offline
 
 
+def max_ram() -> int | None:
+    """Bytes that the engine may take altogether, or None; what the environment says wins over the settings.
+
+    Raises `UsageError` where that is no size.
+    """
+    if said := os.environ.get("LOCALCHAT_MAX_RAM", ""):
+        return ram_bytes(said, "LOCALCHAT_MAX_RAM")
+    return None if settings().max_ram is None else ram_bytes(settings().max_ram or "", f"max_ram in {paths().settings}")
+
+
+def ram_bytes(text: str, where: str) -> int:
+    """The bytes of an amount of memory ("6G"). Raises `UsageError` naming `where` it stands if it is none."""
+    try:
+        if count := size_bytes(text):
+            return count
+    except ValueError:
+        pass
+    raise UsageError(f"{where}: {A_SIZE}, not {safe_line(text)!r}")
+
+
+def size_bytes(text: str) -> int:
+    """The bytes of a size as people write it: "6G", "6 GiB" and "6 gb" all mean 6 times 1024 times 1024 times 1024.
+
+    Raises `ValueError` for anything else; "0" needs no unit.
+    """
+    if text.strip() == "0":
+        return 0
+    found = re.fullmatch(_SIZE, text)
+    if not found:
+        raise ValueError(f"{text!r} is no size")
+    return min(int(float(found[1]) * (1 << 10 * ("KMGT".index(found[2].upper()) + 1))), _MOST)
+
+
 def load(file: Path) -> Settings:
     """Read one settings file. Raises `UsageError` with file, line and key where it is wrong."""
     try:
@@ -154,6 +192,8 @@ def decode_toml(file: Path, raw: bytes, kind: type[T]) -> T:
             problem = "there is no such key"
         if problem.startswith("Invalid enum value") and (choices := _choices(kind, steps)):
             problem = f"it takes {' or '.join(choices)}"
+        if _takes_size(kind, steps):
+            problem = A_SIZE
         # A fault of the whole file (an entry listed twice) says by itself where to look.
         where = f", line {_line_of(text, steps)}, key {_spoken(data, steps)}" if steps else ""
         raise UsageError(f"{file}{where}: {plainly(problem)}") from error
@@ -174,6 +214,13 @@ def _choices(kind: Any, steps: list[str | int]) -> list[str]:
     """The texts that a key of a settings struct may have, where those are few."""
     hints = get_type_hints(kind) if len(steps) == 1 else {}
     return [f'"{choice}"' for choice in get_args(hints.get(str(steps[0])) if steps else None)]
+
+
+def _takes_size(kind: Any, steps: list[str | int]) -> bool:
+    """Whether a key of a settings struct takes a size."""
+    hints = get_type_hints(kind, include_extras=True) if len(steps) == 1 else {}
+    hint = hints.get(str(steps[0])) if steps else None
+    return any(one in (Size, SizeOrNone) for one in (hint, *get_args(hint)))
 
 
 _KINDS = {

@@ -7,7 +7,7 @@ from fake_engine import finish, progress, say, think, usage
 from localchat.chats.records import Node, Outcome
 from localchat.chats.reply import Reply
 from localchat.errors import EngineFailed
-from localchat.protocol import Choice, Chunk, Delta, Message, Report
+from localchat.protocol import Choice, Chunk, Delta, Message, Progress, Report
 
 
 def take(reply: Reply, *steps: list, now: float = 0.0) -> None:
@@ -32,6 +32,21 @@ def test_a_reply_goes_through_its_states() -> None:
     assert (reply.state, reply.running, reply.text, reply.reasoning) == ("done", False, "Hello.", "hm")
     assert (reply.tokens_per_second(99.0), reply.completion_tokens(), reply.context) == (23.4, 12, 4096)
     assert reply.message() == Message("assistant", "Hello.", "hm")
+
+
+def test_what_the_cache_saved_is_worth_a_word_from_a_second_on() -> None:
+    for saved_ms, worth in ((0.0, None), (999.0, None), (1000.0, 1.0), (31_400.0, 31.4)):
+        reply = Reply(0.0)
+        take(reply, say("ok"), usage(1519, 3, cached_tokens=1497, saved_ms=saved_ms))
+        assert reply.saved_seconds == worth
+    reply.resume(9.0)
+    assert reply.saved_seconds is None
+
+
+def test_what_need_not_be_read_is_known_while_the_rest_is_read() -> None:
+    reply = Reply(0.0)
+    reply.take(Chunk(localchat=Report(progress=Progress("reading", 1600, 1900, None, 1497))), 0.0)
+    assert reply.cached_tokens == 1497
 
 
 def test_speed_is_measured_where_the_engine_gives_none() -> None:
@@ -66,9 +81,11 @@ def test_what_is_kept_of_a_reply_shows_it_again() -> None:
     take(reply, progress("reading", 1, 2, cached_tokens=5), think("hm"), now=2.0)
     take(reply, say("Hello"), now=4.5)
     assert reply.kept_state() == "unfinished"
-    take(reply, finish("length"), usage(24, 12, speed=23.4), now=6.0)
+    saved = {"restored_from": "disk", "saved_ms": 1200.0, "drafted_tokens": 40, "accepted_tokens": 31}
+    take(reply, finish("length"), usage(24, 12, speed=23.4, **saved), now=6.0)
     reply.finish(6.0)
     outcome = reply.outcome(7.0)
+    assert {name: getattr(outcome, name) for name in saved} == saved
     assert (outcome.thinking_ms, outcome.finish_reason, outcome.cached_tokens) == (2500.0, "length", 5)
     again = Reply.of(Node(3, 2, reply.message(), reply.kept_state(), outcome=outcome))
     assert (again.node, again.state, again.text, again.reasoning) == (3, "done", "Hello", "hm")

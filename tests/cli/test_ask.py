@@ -35,6 +35,10 @@ EXACT_KEYS = {
     "finish_reason": str,
     "seed": int,
     "usage": dict,
+    "restored_from": type(None),
+    "saved_ms": float,
+    "drafted_tokens": int,
+    "accepted_tokens": int,
     "timings": dict,
     "chat": int,
 }
@@ -336,6 +340,16 @@ def test_stats_are_one_line_on_stderr(engine: FakeEngine, folder: Path) -> None:
         f"localchat: {MODEL}, 1,234 prompt tokens (1,000 from cache), 56 answer tokens, 0.00 s to the first, "
         "23.4 tokens/s, seed 7, ended by stop\n"
     )
+
+
+def test_stats_say_what_the_cache_saved_and_what_drafts_were_worth(engine: FakeEngine, folder: Path) -> None:
+    told = {"restored_from": "disk", "saved_ms": 31_200.0, "drafted_tokens": 40, "accepted_tokens": 31}
+    engine.script(say("ok"), finish(), usage(1519, 56, cached_tokens=1497, **told))
+    done = ask(engine, "--stats", "--json", "hi", home=folder)
+    assert "1,519 prompt tokens (1,497 from the disk cache, saved 31 s), 56 answer tokens" in done.stderr
+    assert ", 31 of 40 drafted tokens accepted, " in done.stderr
+    answer = json.loads(done.stdout)
+    assert {key: answer[key] for key in told} == told
 
 
 def test_an_answer_that_ends_its_last_line_gets_no_second_end(engine: FakeEngine, folder: Path) -> None:

@@ -164,6 +164,10 @@ def test_nothing_is_kept_where_that_is_not_wanted(engine: FakeEngine, home: Path
     done = ask(engine, *([] if how == "setting" else [how]), "--json", "hi", home=home)
     assert json.loads(done.stdout)["chat"] is None
     assert not (home / "chats").exists()
+    # Nor shall the engine keep what it has read.
+    extras = engine.requests[-1].localchat
+    assert extras is not None
+    assert not extras.keep
 
 
 def test_continuing_sends_what_was_said_with_the_same_settings(engine: FakeEngine, home: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,86 +32,195 @@ def test_equal_empty_and_contained_lists() -> None:
     assert common_prefix([1, 2], [1, 2]) == common_prefix([1, 2], [1, 2, 3]) == 2
 
 
-class Cells:
-    """A context that only remembers what its sequences hold, and refuses what a real one would get wrong."""
+Kind = Literal["plain", "windowed", "recurrent"]
+WINDOW = 4
 
-    def __init__(self, *, cuttable: bool = True) -> None:
+
+class Cells:
+    """A context that only remembers what its sequences hold, and refuses what a real one would get wrong.
+
+    `held` is what can be cut; `first` the earliest position that a window has left, `state` all that a recurrent state
+    has read.
+    """
+
+    n_ctx = 1 << 20
+
+    def __init__(self, kind: Kind = "plain") -> None:
         self.sequences = SEQUENCES
+        self.kind = kind
         self.held: dict[int, list[int]] = {index: [] for index in range(SEQUENCES)}
-        self._cuttable = cuttable
+        self.first = dict.fromkeys(range(SEQUENCES), 0)
+        self.state: dict[int, list[int]] = {index: [] for index in range(SEQUENCES)}
 
     def cut(self, sequence: int, length: int) -> bool:
-        if not self._cuttable and length < len(self.held[sequence]):
+        if self.kind == "recurrent" and 0 < length < len(self.state[sequence]):
             return False
         del self.held[sequence][length:]
+        del self.state[sequence][length:]
         return True
 
     def forget(self, sequence: int) -> None:
-        self.held[sequence] = []
+        self.held[sequence], self.state[sequence], self.first[sequence] = [], [], 0
 
     def share(self, source: int, target: int, length: int) -> None:
         assert self.held[target] == []
         assert length <= len(self.held[source])
         self.held[target] = self.held[source][:length]
+        self.state[target] = list(self.state[source])
+        self.first[target] = self.first[source]
 
     def first_position(self, sequence: int) -> int:
-        return 0 if self.held[sequence] else -1
+        return self.first[sequence] if self.held[sequence] else -1
+
+    def state_bytes(self, sequence: int, *, partial: bool) -> int:
+        assert partial
+        return 10
+
+    def save(self, sequence: int, *, partial: bool) -> Any:
+        assert partial
+        first = max(self.first[sequence], len(self.held[sequence]) - WINDOW)
+        return [first, *self.state[sequence], *[None] * 9]
+
+    def restore(self, sequence: int, state: Any, *, partial: bool) -> bool:
+        assert partial
+        self.first[sequence] = state[0]
+        self.state[sequence] = [token for token in state[1:] if token is not None]
+        return True
+
+    def read(self, sequence: int, tokens: list[int]) -> None:
+        length = len(self.held[sequence])
+        if self.kind == "windowed":
+            assert self.first[sequence] <= max(0, length - WINDOW + 1)
+            self.first[sequence] = max(self.first[sequence], length - WINDOW + 1)
+        self.held[sequence] += tokens
+        self.state[sequence] += tokens
+        if self.kind == "recurrent":
+            assert self.held[sequence] == self.state[sequence]
 
 
-def read(cells: Cells, sequence: Sequence, prompt: list[int]) -> None:
-    rest = prompt[len(sequence.tokens) :]
-    sequence.tokens += rest
-    cells.held[sequence.id] += rest
+def cache_of(cells: Cells) -> PrefixCache:
+    return PrefixCache(
+        cells,  # type: ignore[arg-type]
+        n_swa=WINDOW if cells.kind == "windowed" else 0,
+        is_recurrent=cells.kind == "recurrent",
+    )
+
+
+def read(cache: PrefixCache, cells: Cells, sequence: Sequence, prompt: list[int]) -> None:
+    while rest := prompt[len(sequence.tokens) : sequence.stop(len(sequence.tokens) + 8)]:
+        cells.read(sequence.id, rest)
+        sequence.tokens += rest
+        cache.reached(sequence)
 
 
 def known(cache: PrefixCache) -> list[list[int]]:
-    return [sequence.tokens for sequence in cache._sequences if sequence.tokens]
+    return [sequence.tokens for sequence in cache.sequences if sequence.tokens]
 
 
 @MANY
 @given(
     st.lists(
-        st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.booleans(), st.integers(0, 9)), max_size=40
+        st.tuples(
+            st.lists(st.integers(0, 2), min_size=1, max_size=12),
+            st.booleans(),
+            st.integers(0, 9),
+            st.lists(st.integers(0, 12), max_size=2),
+        ),
+        max_size=40,
     ),
-    st.booleans(),
+    st.sampled_from(get_args(Kind)),
 )
 def test_the_cache_never_believes_what_the_context_does_not_hold(
-    work: list[tuple[list[int], bool, int]], is_recurrent: bool
+    work: list[tuple[list[int], bool, int, list[int]]], kind: Kind
 ) -> None:
-    cells = Cells(cuttable=not is_recurrent)
-    cache = PrefixCache(cells, is_recurrent=is_recurrent)  # type: ignore[arg-type]
+    cells = Cells(kind)
+    cache = cache_of(cells)
     busy: list[Sequence] = []
-    for prompt, stays, other in work:
-        before = {sequence.id: list(sequence.tokens) for sequence in cache._sequences if sequence.busy}
+    for prompt, stays, other, marks in work:
+        before = {sequence.id: list(sequence.tokens) for sequence in cache.sequences if sequence.busy}
         best = max((common_prefix(known, prompt) for known in known(cache)), default=0)
+        promised = cache.longest(prompt)
         sequence = cache.take(prompt)
         if sequence is None:
             assert len(busy) == SEQUENCES
             cache.release(busy.pop(other % len(busy)))
             continue
         assert sequence.tokens == prompt[: len(sequence.tokens)]
-        assert len(sequence.tokens) < len(prompt)
-        if not is_recurrent:
-            assert len(sequence.tokens) == min(best, len(prompt) - 1)
+        assert len(sequence.tokens) == promised < len(prompt)
+        if kind == "plain":
+            assert promised == min(best, len(prompt) - 1)
         # Whoever is at work keeps what it has.
-        assert all(cache._sequences[index].tokens == held for index, held in before.items())
-        read(cells, sequence, prompt)
-        assert all(cells.held[each.id] == each.tokens for each in cache._sequences)
+        assert all(cache.sequences[index].tokens == held for index, held in before.items())
+        cache.mark(sequence, [mark for mark in marks if mark <= len(prompt)])
+        read(cache, cells, sequence, prompt)
+        for each in cache.sequences:
+            assert cells.held[each.id] == each.tokens
+            assert [checkpoint.length for checkpoint in each.checkpoints if checkpoint.length > len(each.tokens)] == []
         if stays:
             busy.append(sequence)
         else:
             cache.release(sequence)
         if other == 0:
             cache.evict()
+        if other == 1 and len(sequence.tokens) > 2:
+            # As after a batch that was broken off.
+            cells.read(sequence.id, [9])
+            cache.cut(sequence, len(sequence.tokens))
+            assert cells.held[sequence.id] == sequence.tokens
+
+
+@MANY
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.booleans()), max_size=30))
+def test_cells_count_once_where_they_are_shared(work: list[tuple[list[int], bool]]) -> None:
+    """Against a context that gives each cell a number of its own."""
+
+    class Numbered(Cells):
+        last = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells: dict[int, list[int]] = {index: [] for index in range(SEQUENCES)}
+
+        def cut(self, sequence: int, length: int) -> bool:
+            del self.cells[sequence][length:]
+            return super().cut(sequence, length)
+
+        def forget(self, sequence: int) -> None:
+            self.cells[sequence] = []
+            super().forget(sequence)
+
+        def share(self, source: int, target: int, length: int) -> None:
+            self.cells[target] = self.cells[source][:length]
+            super().share(source, target, length)
+
+        def read(self, sequence: int, tokens: list[int]) -> None:
+            for _ in tokens:
+                self.last += 1
+                self.cells[sequence].append(self.last)
+            super().read(sequence, tokens)
+
+    cells = Numbered()
+    cache = cache_of(cells)
+    for prompt, stays in work:
+        held = cache.cells()
+        more = cache.cells_to_add(prompt)
+        sequence = cache.take(prompt)
+        if sequence is None:
+            return
+        read(cache, cells, sequence, prompt)
+        assert cache.cells() == len({cell for each in cache.sequences if each.busy for cell in cells.cells[each.id]})
+        assert cache.cells() == held + more
+        if not stays:
+            cache.release(sequence)
 
 
 def test_eviction_takes_the_one_left_the_longest_ago_and_never_a_busy_one() -> None:
     cells = Cells()
-    cache = PrefixCache(cells)  # type: ignore[arg-type]
+    cache = cache_of(cells)
     taken = [cache.take([n, n, n]) for n in range(4)]
     for n, sequence in enumerate(taken):
         assert sequence
-        read(cells, sequence, [n, n, n])
+        read(cache, cells, sequence, [n, n, n])
         sequence.used = float(n)
     for sequence in taken[1:3]:
         assert sequence
@@ -123,11 +234,11 @@ def test_eviction_takes_the_one_left_the_longest_ago_and_never_a_busy_one() -> N
 
 def filled(cells: Cells, prompts: list[list[int]]) -> PrefixCache:
     """A cache in which each prompt has been read, the first the longest ago."""
-    cache = PrefixCache(cells)  # type: ignore[arg-type]
+    cache = cache_of(cells)
     taken = [cache.take(prompt) for prompt in prompts]
     for n, (sequence, prompt) in enumerate(zip(taken, prompts, strict=True)):
         assert sequence
-        read(cells, sequence, prompt)
+        read(cache, cells, sequence, prompt)
         cache.release(sequence)
         sequence.used = float(n)
     return cache
@@ -144,7 +255,7 @@ def test_a_prompt_like_nothing_known_takes_the_place_of_what_was_left_the_longes
 def test_the_only_free_sequence_keeps_the_little_it_shares() -> None:
     cells = Cells()
     cache = filled(cells, [[n] * 9 for n in range(SEQUENCES)])
-    for sequence in cache._sequences[1:]:
+    for sequence in cache.sequences[1:]:
         sequence.busy = True
     again = cache.take([0, 0, 0, 99])
     assert again
@@ -154,20 +265,101 @@ def test_the_only_free_sequence_keeps_the_little_it_shares() -> None:
 def test_of_two_that_hold_the_same_the_free_one_is_taken() -> None:
     cells = Cells()
     cache = filled(cells, [[1] * 9, [1] * 9])
-    cache._sequences[0].busy = True
+    cache.sequences[0].busy = True
     taken = cache.take([1] * 9)
-    assert taken is cache._sequences[1]
+    assert taken is cache.sequences[1]
 
 
-@pytest.mark.parametrize(("first", "expected"), [(0, 8), (4, 8), (5, 0), (8, 0)])
+@pytest.mark.parametrize(("first", "expected"), [(0, 8), (5, 8), (6, 0), (8, 0)])
 def test_a_sliding_window_that_has_moved_past_the_fork_is_of_no_use(first: int, expected: int) -> None:
-    cells = Cells()
-    cells.first_position = lambda sequence: first  # type: ignore[method-assign]
-    cache = PrefixCache(cells, n_swa=4)  # type: ignore[arg-type]
+    """The token after 8 others sees the three before it, with a window of 4."""
+    cells = Cells("windowed")
+    cache = cache_of(cells)
     sequence = cache.take([1] * 9)
     assert sequence
-    read(cells, sequence, [1] * 9)
+    read(cache, cells, sequence, [1] * 9)
     cache.release(sequence)
+    cells.first[sequence.id] = first
     again = cache.take([1] * 8 + [2])
     assert again
     assert len(again.tokens) == expected
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+def test_a_memory_that_cannot_be_cut_goes_back_to_the_last_checkpoint_before(kind: Kind) -> None:
+    cells = Cells(kind)
+    cache = cache_of(cells)
+    prompt = list(range(100))
+    sequence = cache.take(prompt)
+    assert sequence
+    cache.mark(sequence, [30, 60, 100])
+    read(cache, cells, sequence, prompt)
+    assert [checkpoint.length for checkpoint in sequence.checkpoints] == [30, 60, 100]
+    cache.release(sequence)
+    again = cache.take([*range(70), *[0] * 100])
+    assert again is sequence
+    assert again.tokens == list(range(60))
+    assert [checkpoint.length for checkpoint in again.checkpoints] == [30, 60]
+    cache.release(again)
+    # Two thirds would be lost: it is copied, and both can be gone on with.
+    fork = cache.take([*range(20), 5])
+    assert fork
+    assert fork is not sequence
+    assert fork.tokens == []
+    shorter = cache.take([*range(31), 5])
+    assert shorter
+    assert shorter.tokens == list(range(30))
+
+
+class Disk:
+    """Knows one prefix; `fails`: what comes of it costs the sequence all it had."""
+
+    def __init__(self, cells: Cells, prefix: list[int], *, fails: bool = False) -> None:
+        self.prefix = prefix
+        self.rescued: list[list[int]] = []
+        self._cells, self._fails = cells, fails
+
+    def longest(self, tokens: list[int]) -> int:
+        return common_prefix(self.prefix, tokens[:-1])
+
+    def extend(self, sequence: Sequence, tokens: list[int], make_room: Any) -> None:
+        assert sequence.busy
+        if self.longest(tokens) > len(sequence.tokens):
+            sequence.restored = 0 if self._fails else self.longest(tokens) - len(sequence.tokens)
+            sequence.tokens = [] if self._fails else tokens[: self.longest(tokens)]
+            self._cells.held[sequence.id] = self._cells.state[sequence.id] = list(sequence.tokens)
+
+    def rescue(self, sequence: Sequence) -> None:
+        self.rescued.append(list(sequence.tokens))
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_disk_is_asked_for_what_is_not_in_memory(kind: Kind, fails: bool) -> None:
+    cells = Cells(kind)
+    cache = cache_of(cells)
+    disk = Disk(cells, list(range(300)), fails=fails)
+    cache._saved = disk
+    live = cache.take([*range(50), 7, 7])
+    assert live
+    disk.prefix = []
+    read(cache, cells, live, [*range(50), 7, 7])
+    disk.prefix = list(range(300))
+    taken = cache.take([*range(400)])
+    assert taken
+    assert taken is not live
+    assert taken.tokens == list(range(0 if fails else 300))
+    assert cells.held[taken.id] == taken.tokens
+    # What can be cut is forked from memory, and only the rest comes from the disk.
+    assert taken.restored == (0 if fails else 250 if kind == "plain" else 300)
+    assert live.tokens == [*range(50), 7, 7]
+
+
+def test_what_is_forgotten_or_cut_could_have_been_saved_first() -> None:
+    cells = Cells()
+    cache = filled(cells, [[n] * 9 for n in range(SEQUENCES)])
+    cache._saved = disk = Disk(cells, [])
+    assert cache.take([3] * 7 + [1])
+    assert cache.take([99, 99])
+    assert cache.evict()
+    assert disk.rescued == [[3] * 9, [0] * 9, [1] * 9]

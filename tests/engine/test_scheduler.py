@@ -342,13 +342,20 @@ def test_requests_for_another_model_wait_their_turn_and_get_it(engine: Engine, t
 
 
 @pytest.mark.usefixtures("small_start")
-def test_two_long_prompts_that_had_to_wait_for_each_other_do_so_only_once(fresh: Engine, tiny: Path) -> None:
+@pytest.mark.parametrize("can_move", [True, False])
+def test_two_long_prompts_that_had_to_wait_for_each_other_do_so_only_once(
+    fresh: Engine, tiny: Path, judge: Judge, can_move: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at all where all that is there can move into a larger window."""
+    if not can_move:
+        monkeypatch.setattr(resident.Resident, "grow", lambda self, n_ctx: False)
     for letters in ("ab", "cd"):
         asks = [Ask(fresh, tiny, letter * 500, max_tokens=400) for letter in letters]
         for ask in asks:
-            ask.end()
+            assert len(ask.text) == 400
+            assert judge(ask)
         first, second = (ask.numbers(Piece) for ask in asks)
-        assert (second[0] < first[-1]) == (letters == "cd")
+        assert (second[0] < first[-1]) == (can_move or letters == "cd")
 
 
 def test_everybody_who_waits_is_told(engine: Engine, tiny: Path, other: Path) -> None:

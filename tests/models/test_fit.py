@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from localchat.models import fit
 from localchat.models.catalogue import load, shipped_file
 from localchat.models.gguf import read_header
 from localchat.models.shape import Layer, Shape, of_header
+from localchat.tuning import Tuning
 from tests import sparse_models as real
 from tests.tiny_models import write_model
 
@@ -29,6 +31,7 @@ import json, os, sys
 from localchat.engine import llama as log
 from localchat.tuning import MICRO_BATCH, sequences
 api = log.api()
+micro_batch = int(os.environ.get("MICRO_BATCH", MICRO_BATCH))
 params = api.llama_model_default_params()
 if sys.argv[1] == "no_alloc":
     params.no_alloc, params.load_mode = True, 0
@@ -40,7 +43,8 @@ for context in map(int, sys.argv[3:]):
     params.n_ctx = context
     stateful = api.llama_model_n_swa(model) or api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model)
     params.n_seq_max = params.n_outputs_max = sequences(is_stateful=bool(stateful))
-    params.n_batch = params.n_ubatch = min(MICRO_BATCH, context)
+    params.n_batch = params.n_ubatch = min(micro_batch, context)
+    params.flash_attn_type = int(os.environ.get("FLASH_ATTENTION", "-1"))
     params.kv_unified, params.swa_full = True, False
     logged = log.lines_logged
     made = api.llama_init_from_model(model, params)
@@ -51,10 +55,13 @@ print(json.dumps(found))
 """
 
 
-def engine_says(path: Path, *contexts: int, alloc: bool = False) -> list[dict[str, int]]:
+def engine_says(path: Path, *contexts: int, alloc: bool = False, **settings: int) -> list[dict[str, int]]:
     """Bytes of the buffers that the engine makes for a model at each context, by kind."""
     arguments = ["alloc" if alloc else "no_alloc", str(path), *map(str, contexts)]
-    done = subprocess.run([sys.executable, "-c", _ENGINE, *arguments], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, **{name.upper(): str(value) for name, value in settings.items()}}
+    done = subprocess.run(
+        [sys.executable, "-c", _ENGINE, *arguments], capture_output=True, text=True, timeout=120, env=environment
+    )
     assert done.returncode == 0, done.stderr
     found: list[dict[str, int]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -85,6 +92,21 @@ def test_compute_buffers_are_those_of_the_engine(name: str, tmp_path: Path) -> N
     for context, buffers in zip(contexts, engine_says(path, *contexts), strict=True):
         expected = buffers["compute"] + buffers["output"]
         assert fit.memory(shape, 0, context).compute == pytest.approx(expected, rel=0.05), context
+
+
+@pytest.mark.parametrize("name", all_but_slow(SHAPES, {"gemma3-4b"}))
+@pytest.mark.parametrize(("micro_batch", "flash_attention"), [(64, True), (1024, True), (128, False), (512, False)])
+def test_compute_buffers_are_those_of_a_tuned_engine(
+    name: str, micro_batch: int, flash_attention: bool, tmp_path: Path
+) -> None:
+    path = real.write_sparse(tmp_path / "sparse.gguf", SHAPES[name])
+    shape = of_header(read_header(path))
+    contexts = (2048, 8192)
+    tuning = Tuning(micro_batch=micro_batch, flash_attention=flash_attention)
+    says = engine_says(path, *contexts, micro_batch=micro_batch, flash_attention=int(flash_attention))
+    for context, buffers in zip(contexts, says, strict=True):
+        expected = buffers["compute"] + buffers["output"]
+        assert fit.memory(shape, 0, context, tuning=tuning).compute == pytest.approx(expected, rel=0.12), context
 
 
 HYBRID = {"qwen3.5-2b": real.QWEN35_2B}
@@ -132,7 +154,7 @@ def test_a_sliding_layer_keeps_a_window_for_each_sequence() -> None:
 
 
 def test_a_quantized_cache_is_smaller() -> None:
-    full, half = (fit.memory(DENSE, 0, 4096, kv_type=kind).kv for kind in ("f16", "q8_0"))
+    full, half = (fit.memory(DENSE, 0, 4096, tuning=Tuning(kv_type=kind)).kv for kind in (None, "q8_0"))
     assert full == 4096 * 10 * 2 * 2 * 64 * 2
     assert half == full // 64 * 34
 
@@ -230,6 +252,12 @@ R1_WEIGHTS = {
     "embedding": {"Q4_0": 131 * 10**6},
     "head": {"Q6_K": 191 * 10**6},
 }
+
+
+def test_a_token_reads_its_weights_and_what_is_remembered() -> None:
+    weights = 740 * 10**6 + 10**6 + 191 * 10**6
+    assert fit.moved_bytes(R1, R1_WEIGHTS, 100) == weights + 100 * 28 * 2 * 2 * 128 * 2
+    assert fit.moved_bytes(R1, R1_WEIGHTS, 100, tuning=Tuning(kv_type="q8_0")) < fit.moved_bytes(R1, R1_WEIGHTS, 100)
 
 
 def test_decode_is_bytes_over_their_rate() -> None:

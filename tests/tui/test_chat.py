@@ -32,7 +32,8 @@ async def test_a_question_is_asked_and_answered(bench: Bench) -> None:
     request = bench.engine.requests[0]
     assert request.messages == [Message("system", "Be kind."), Message("user", "why\nso")]
     assert (request.seed, request.stop) == (3, ["X"])
-    assert request.localchat == Extras(progress=True, context=2048, thinking=False)
+    assert request.localchat and request.localchat.began
+    assert request.localchat == Extras(progress=True, context=2048, thinking=False, began=request.localchat.began)
 
 
 async def test_the_next_request_carries_the_conversation(bench: Bench) -> None:

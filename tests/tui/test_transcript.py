@@ -290,6 +290,22 @@ async def test_thinking_is_folded_and_opens_by_click_and_for_all() -> None:
         assert "a thought" not in app.shown
 
 
+@pytest.mark.parametrize(("saved_ms", "is_told"), [(31_400.0, True), (1000.0, True), (999.0, False), (0.0, False)])
+async def test_what_the_cache_saved_stands_under_the_answer(saved_ms: float, is_told: bool) -> None:
+    app = PageApp()
+    async with app.run_test(size=SIZE) as pilot:
+        told = {"restored_from": "disk", "drafted_tokens": 40, "accepted_tokens": 31}
+        app.page.show([prompt("Go."), answer("Yes.", cached_tokens=1497, saved_ms=saved_ms, **told)])
+        await pilot.pause()
+        said = f"read 1,497 tokens from cache, saved {int(saved_ms / 1000)} s"
+        assert (said in app.shown) == is_told
+        app.page.toggle_figures()
+        await pilot.pause()
+        few = {31_400.0: " (31 s saved)", 1000.0: " (1.0 s saved)", 999.0: " (1.0 s saved)", 0.0: ""}[saved_ms]
+        assert f"1,497 from the disk cache{few} · " in app.shown.replace("\n", " ")
+        assert "31 of 40 drafted tokens accepted" in app.shown.replace("\n    ", " ")
+
+
 async def test_figures_on_request() -> None:
     app = PageApp()
     async with app.run_test(size=SIZE) as pilot:

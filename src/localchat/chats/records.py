@@ -61,7 +61,7 @@ class Draft(msgspec.Struct, omit_defaults=True, frozen=True):
 class Outcome(msgspec.Struct, omit_defaults=True, frozen=True):
     """How an answer came about: which model, its figures, and why it ended (`error_code` is that of `errors`).
 
-    Durations are milliseconds.
+    Durations are milliseconds. What was not read again and what was drafted is as in `protocol.Report`.
     """
 
     model: str = ""
@@ -72,6 +72,10 @@ class Outcome(msgspec.Struct, omit_defaults=True, frozen=True):
     timings: Timings | None = None
     context: int | None = None
     cached_tokens: int | None = None
+    restored_from: Literal["memory", "disk"] | None = None
+    saved_ms: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     dropped_messages: int = 0
     seed: int | None = None
     warnings: list[str] = []

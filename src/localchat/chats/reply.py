@@ -29,6 +29,9 @@ State = Literal[
 ELSEWHERE = "another window is still writing this answer"
 """The note of an answer that was found unfinished while its writer lives."""
 
+WORTH_A_WORD_S = 1.0
+"""From so many seconds on, what the cache saved is told without being asked for."""
+
 _OVER: tuple[State, ...] = ("done", "stopped", "failed", "broken")
 
 
@@ -52,6 +55,10 @@ class Reply:
     timings: Timings | None = None
     context: int | None = None
     cached_tokens: int | None = None
+    restored_from: Literal["memory", "disk"] | None = None
+    saved_ms: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     dropped_messages: int = 0
     warnings: list[str] = field(default_factory=list)
     seed: int | None = None
@@ -83,6 +90,10 @@ class Reply:
             timings=told.timings,
             context=told.context,
             cached_tokens=told.cached_tokens,
+            restored_from=told.restored_from,
+            saved_ms=told.saved_ms,
+            drafted_tokens=told.drafted_tokens,
+            accepted_tokens=told.accepted_tokens,
             dropped_messages=told.dropped_messages,
             warnings=list(told.warnings),
             seed=told.seed,
@@ -96,7 +107,8 @@ class Reply:
     def resume(self, now: float) -> None:
         """It is being gone on with: what came stays, how it ended is forgotten."""
         self.asked_at, self.state, self.error, self.finish_reason, self.warnings = now, "waiting", None, None, []
-        self.usage = self.timings = self.progress = None
+        self.usage = self.timings = self.progress = self.restored_from = None
+        self.saved_ms, self.drafted_tokens, self.accepted_tokens = 0.0, 0, 0
         self._before = self._tokens
         self._answering_from = self._over_at = None
         self._first_tokens = 0
@@ -123,8 +135,13 @@ class Reply:
             self.seed = report.seed if report.seed is not None else self.seed
             if report.cached_tokens is not None:
                 self.cached_tokens = report.cached_tokens
+            self.restored_from = report.restored_from or self.restored_from
+            self.saved_ms = report.saved_ms or self.saved_ms
+            self.drafted_tokens = report.drafted_tokens or self.drafted_tokens
+            self.accepted_tokens = report.accepted_tokens or self.accepted_tokens
             if report.progress:
                 self.state, self.progress = report.progress.stage, report.progress
+                self.cached_tokens = report.progress.cached or self.cached_tokens
         told = chunk.localchat.completion_tokens if chunk.localchat else None
         for choice in chunk.choices:
             came = 1 if told is None else max(0, told + self._before - self._tokens)
@@ -170,6 +187,12 @@ class Reply:
         tokens = self._tokens - self._first_tokens
         return tokens / seconds if seconds >= 0.5 and tokens > 0 else None
 
+    @property
+    def saved_seconds(self) -> float | None:
+        """What the cache saved a person of waiting; None where that is not worth a word."""
+        seconds = self.saved_ms / 1000
+        return seconds if self.cached_tokens and seconds >= WORTH_A_WORD_S else None
+
     def completion_tokens(self) -> int:
         """Tokens made so far, thinking included."""
         return self.usage.completion_tokens if self.usage else self._tokens
@@ -198,6 +221,10 @@ class Reply:
             timings=self.timings,
             context=self.context,
             cached_tokens=self.cached_tokens,
+            restored_from=self.restored_from,
+            saved_ms=self.saved_ms,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
             dropped_messages=self.dropped_messages,
             seed=self.seed,
             warnings=list(self.warnings),

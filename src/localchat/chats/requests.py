@@ -13,10 +13,11 @@ from localchat.protocol import ChatRequest, Extras, Message, StreamOptions
 _SUMMARY = "What was said before, in short:\n\n"
 
 
-def request(path: Sequence[Node], settings: ChatSettings, *, go_on: bool = False) -> ChatRequest:
+def request(path: Sequence[Node], settings: ChatSettings, *, go_on: bool = False, keep: bool = True) -> ChatRequest:
     """The request for an answer to `path`, which ends with a message of the person.
 
-    With `go_on` it ends with an answer that broke off, and the model is to continue it.
+    With `go_on` it ends with an answer that broke off, and the model is to continue it. Without `keep` the engine
+    leaves nothing of it on the disk.
     """
     seen, summary = visible(path)
     system = "\n\n".join(part for part in (settings.system, summary and _SUMMARY + summary) if part)
@@ -37,6 +38,7 @@ def request(path: Sequence[Node], settings: ChatSettings, *, go_on: bool = False
             continue_final=go_on,
             began=path[0].created or None,
             progress=True,
+            keep=keep,
         ),
         **msgspec.structs.asdict(settings.sampling),
     )

@@ -15,8 +15,19 @@ from localchat import protocol
 from localchat.chats.records import ChatSettings, Node
 from localchat.chats.reply import Reply
 from localchat.chats.requests import request
+from localchat.cli.figures import drafts, from_cache
 from localchat.cli.input import compose
-from localchat.cli.options import ENGINE_OPTION, MODEL_OPTION, SET_OPTION, SYSTEM_OPTION, wishes
+from localchat.cli.options import (
+    ENGINE_OPTION,
+    MAX_TOKENS_OPTION,
+    MODEL_OPTION,
+    SEED_OPTION,
+    SET_OPTION,
+    SYSTEM_OPTION,
+    TEMPERATURE_OPTION,
+    named_options,
+    wishes,
+)
 from localchat.cli.progress import ProgressLine, describe, write_aside
 from localchat.client import engine_at
 from localchat.errors import LocalchatError, NeedsVerification, NoSuchModel, UsageError
@@ -43,9 +54,9 @@ if TYPE_CHECKING:
 @click.option("--chat", "chat", type=int, metavar="ID", help="Continue this chat or question (see `localchat chats`).")
 @click.option("-n", "--no-log", is_flag=True, help="Keep nothing of this question and its answer.")
 @SET_OPTION
-@click.option("--max-tokens", metavar="N", help="At most this many tokens in the answer (as -o max_tokens).")
-@click.option("--temperature", metavar="T", help="0 takes the likeliest token each time (as -o temperature).")
-@click.option("--seed", metavar="N", help="The same seed gives the same answer (as -o seed).")
+@MAX_TOKENS_OPTION
+@TEMPERATURE_OPTION
+@SEED_OPTION
 @click.option("--stats", is_flag=True, help="Print one line of figures on stderr.")
 @click.option("--show-thinking", is_flag=True, help="Print on stderr what the model thinks first.")
 @click.option("-x", "--extract", is_flag=True, help="Print only the first fenced code block of the answer.")
@@ -75,8 +86,7 @@ def command(
 
     Text that is piped in, and files given with -f, stand before the prompt.
     """
-    named = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    pairs = options + tuple((key, value) for key, value in named.items() if value is not None)
+    pairs = options + named_options(max_tokens, temperature, seed)
     wanted = wishes(model, system, pairs)
     if implicit and not prompt and not files and sys.stdin.isatty():
         from localchat.cli.chat import open_chat
@@ -98,7 +108,8 @@ def command(
             if log and log.keeps:
                 log.question(words, attachments, wanted, before)
             question = Node(0, None, protocol.Message("user", words), attachments=attachments)
-            answer.ask(where, request([*(before.path if before else ()), question], wanted))
+            path = [*(before.path if before else ()), question]
+            answer.ask(where, request(path, wanted, keep=log is not None and log.keeps))
         finally:
             # What has not ended by now was ended by Ctrl+C, or by a reader of the answer that had enough.
             answer.reply.stop(time.monotonic())
@@ -303,6 +314,10 @@ class _Answer:
                 "cached_tokens": self.cached_tokens(),
                 "completion_tokens": usage.completion_tokens,
             },
+            "restored_from": self.reply.restored_from,
+            "saved_ms": round(self.reply.saved_ms, 2),
+            "drafted_tokens": self.reply.drafted_tokens,
+            "accepted_tokens": self.reply.accepted_tokens,
             "timings": {key: round(figure, 2) for key, figure in msgspec.structs.asdict(self.timings()).items()},
             "chat": self._log.chat if self._log else None,
         }
@@ -313,11 +328,13 @@ class _Answer:
         usage, timings = self.reply.usage or protocol.Usage(0, 0, 0), self.timings()
         parts = [
             self.reply.model,
-            f"{usage.prompt_tokens:,} prompt tokens ({self.cached_tokens():,} from cache)",
+            f"{usage.prompt_tokens:,} prompt tokens ({from_cache(self.reply, self.cached_tokens())})",
             f"{usage.completion_tokens:,} answer tokens",
             f"{timings.first_token_ms / 1000:.2f} s to the first",
             f"{timings.tokens_per_second:.1f} tokens/s",
         ]
+        if self.reply.drafted_tokens:
+            parts.append(drafts(self.reply))
         if self.reply.seed is not None:
             parts.append(f"seed {self.reply.seed}")
         if self.reply.finish_reason:

@@ -17,12 +17,17 @@ def compose(words: str, files: tuple[str, ...]) -> tuple[str, list[Attachment]]:
 
     Raises `UsageError` for a file that cannot be read or is no text.
     """
-    attachments = [_attachment(name) for name in files]
+    attachments = attached(files)
     if not sys.stdin.isatty() and "-" not in files:
         piped = stream(sys.stdin.buffer, "standard input").strip("\n")
         if piped.strip():
             attachments.append(Attachment("", piped))
     return words, attachments
+
+
+def attached(files: tuple[str, ...]) -> list[Attachment]:
+    """The files of `-f`, "-" for standard input. Raises `UsageError` for one that cannot be read or is no text."""
+    return [_attachment(name) for name in files]
 
 
 def _attachment(name: str) -> Attachment:

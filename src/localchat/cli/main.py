@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "ask": "answer one prompt: for scripts and quick questions",
+    "batch": "answer many prompts together, one a line, to go on with after an interruption",
     "chat": "open the terminal chat (also what `localchat` alone does)",
     "chats": "list, search, show, export, import and remove your chats",
     "models": "show which models are here, which can be fetched, and which fit this machine",
@@ -27,6 +28,9 @@ COMMANDS = {
     "rm": "remove a model",
     "prune": "remove partial downloads and other leftovers",
     "du": "show what takes room on the disk",
+    "cache": "show and clear what is kept of prompts that models have read",
+    "bench": "measure how fast this machine is with a model",
+    "tune": "find the settings with which a model is fastest here",
     "doctor": "look this machine over and say what to mend",
     "status": "show what the engine holds in memory",
     "stop": "end the engine",
@@ -95,7 +99,7 @@ def _give_up_stderr_if_full() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    arguments = _without_offline(arguments)
+    arguments = _without_globals(arguments)
     if arguments[:1] in (["-h"], ["--help"], ["help"]):
         print(_help())
         return 0
@@ -125,16 +129,34 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _without_offline(arguments: list[str]) -> list[str]:
-    """`--offline` may stand anywhere before a `--`; it is handed on as the variable that every part looks at."""
+def _without_globals(arguments: list[str]) -> list[str]:
+    """`--offline` and `--max-ram SIZE` may stand anywhere before a `--`; they are handed on as the variables that every
+    part looks at. Raises `UsageError` for what is no size.
+    """
     options, rest = arguments, []
     if "--" in arguments:
         end = arguments.index("--")
         options, rest = arguments[:end], arguments[end:]
-    if "--offline" not in options:
-        return arguments
-    os.environ["LOCALCHAT_OFFLINE"] = "1"
-    return [argument for argument in options if argument != "--offline"] + rest
+    if "--offline" in options:
+        os.environ["LOCALCHAT_OFFLINE"] = "1"
+        options = [argument for argument in options if argument != "--offline"]
+    return _without_max_ram(options) + rest
+
+
+def _without_max_ram(options: list[str]) -> list[str]:
+    left: list[str] = []
+    waiting = iter(options)
+    for option in waiting:
+        name, equals, said = option.partition("=")
+        if name != "--max-ram":
+            left.append(option)
+            continue
+        from localchat.settings import ram_bytes
+
+        said = said if equals else next(waiting, "")
+        ram_bytes(said, "--max-ram")
+        os.environ["LOCALCHAT_MAX_RAM"] = said
+    return left
 
 
 def _command_of(arguments: list[str]) -> tuple[str, list[str], bool]:
@@ -171,7 +193,8 @@ def _help() -> str:
         'Without a command: `localchat` opens the chat, `localchat "a question"` and `… | localchat` ask.\n'
         "`localchat -c` goes on with your last chat, `localchat ask -c` with your last question.\n"
         "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n"
-        "With `--offline` (or LOCALCHAT_OFFLINE=1) nothing asks the network.\n\n"
+        "With `--offline` (or LOCALCHAT_OFFLINE=1) nothing asks the network.\n"
+        "With `--max-ram 6G` (or LOCALCHAT_MAX_RAM=6G) the engine takes no more memory than that, whatever it does.\n\n"
         "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 no such model, 4 could not fetch, 5 does not fit in memory,\n"
         "6 prompt exceeds the context window, 7 engine failed, 8 damaged or unverified file, 130 interrupted."
     )

@@ -12,7 +12,7 @@ from localchat.cli.circumstances import circumstances
 from localchat.cli.progress import size as in_words
 from localchat.client import measured
 from localchat.models import overview
-from localchat.models.assess import Circumstances
+from localchat.models.assess import Circumstances, is_capped
 from localchat.models.overview import Row
 from localchat.paths import paths
 from localchat.safe_text import json_text, safe_line
@@ -108,9 +108,13 @@ def _remarks(rows: list[Row], now: Circumstances, words: str | None) -> list[str
     if best:
         fetch = "" if best.installed else f"; `localchat pull {best.name}` fetches it"
         remarks.append(f"* {best.name} is recommended here: {best.recommended}{fetch}.")
-    remarks.append(f"Memory is for a context of {now.context:,} tokens; {in_words(now.available)} are free now.")
+    state = "left for it under --max-ram" if is_capped(now.available) else "free now"
+    remarks.append(f"Memory is for a context of {now.context:,} tokens; {in_words(now.available)} are {state}.")
     if now.machine.is_guess:
         remarks.append("Speeds are a guess until `localchat doctor` or `localchat pull` has measured this machine.")
+    if measured_here := [row.name for row in rows if row.measured]:
+        names = ", ".join(measured_here)
+        remarks.append(f"Speeds of {names} were measured with the model itself (`localchat bench NAME`).")
     if words is not None:
         remarks.append(
             "`localchat pull OWNER/REPO` fetches one in the quantization shown, OWNER/REPO:QUANT in another."

@@ -43,9 +43,22 @@ SET_OPTION = click.option(
     metavar="KEY VALUE",
     help="A setting: " + ", ".join([*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]) + ".",
 )
+MAX_TOKENS_OPTION = click.option(
+    "--max-tokens", metavar="N", help="At most this many tokens in an answer (as -o max_tokens)."
+)
+TEMPERATURE_OPTION = click.option(
+    "--temperature", metavar="T", help="0 takes the likeliest token each time (as -o temperature)."
+)
+SEED_OPTION = click.option("--seed", metavar="N", help="The same seed gives the same answer (as -o seed).")
 
 _OVERFLOW = ("error", "slide")
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def named_options(max_tokens: str | None, temperature: str | None, seed: str | None) -> tuple[tuple[str, str], ...]:
+    """The options that have a name of their own, as `-o` pairs."""
+    named = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    return tuple((key, value) for key, value in named.items() if value is not None)
 
 
 def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOptions]:

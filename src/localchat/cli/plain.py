@@ -17,6 +17,7 @@ import msgspec
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import Attachment, ChatSettings, Draft
 from localchat.cli import labelled
+from localchat.cli.figures import drafts, from_cache
 from localchat.cli.options import model_name, wishes
 from localchat.cli.plain_chat import PlainChat, say, sliding
 from localchat.cli.plain_input import Cut, Lines
@@ -303,10 +304,11 @@ class Plain:
             raise UsageError("there are no figures: they come with an answer")
         window = f" of {reply.context:,}" if reply.context else ""
         speed = f", {reply.timings.tokens_per_second:.1f} tokens/s" if reply.timings else ""
-        cached = f" ({reply.cached_tokens:,} from cache)" if reply.cached_tokens is not None else ""
+        cached = f" ({from_cache(reply)})" if reply.cached_tokens is not None else ""
+        drafted = f", {drafts(reply)}" if reply.drafted_tokens else ""
         say(
             f"{reply.model}: {reply.usage.prompt_tokens:,} prompt tokens{cached}, {reply.usage.completion_tokens:,} "
-            f"answer tokens, {reply.usage.total_tokens:,}{window} in the window{speed}"
+            f"answer tokens, {reply.usage.total_tokens:,}{window} in the window{speed}{drafted}"
         )
 
     def _quit(self, argument: str) -> None:

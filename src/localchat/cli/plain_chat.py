@@ -18,6 +18,7 @@ from localchat.chats.requests import request
 from localchat.chats.store import Chats
 from localchat.chats.tree import Tree
 from localchat.cli.ask import open_stream
+from localchat.cli.figures import saved
 from localchat.cli.progress import ProgressLine, describe
 from localchat.client.local import LocalEngine
 from localchat.client.remote import RemoteEngine
@@ -131,10 +132,11 @@ class PlainChat:
         go_on = bool(reply.text or reply.reasoning)
         path = self.tree.path(node.id if go_on else node.parent)
         shown = _Shown(self._show_thinking)
+        asked = request(path, self.settings, go_on=go_on, keep=self.keeps)
         try:
             with (
                 _Progress() as progress,
-                open_stream(self._engine, request(path, self.settings, go_on=go_on), progress) as stream,
+                open_stream(self._engine, asked, progress) as stream,
             ):
                 for chunk in stream:
                     now = time.monotonic()
@@ -153,7 +155,7 @@ class PlainChat:
             # The terminal may have gone: what came is kept all the same.
             reply.stop(time.monotonic())
             self._over(node, reply)
-        shown.end(ending(node))
+        shown.end(ending(node), saved(reply))
 
     def _over(self, node: Node, reply: Reply) -> None:
         outcome = reply.outcome(time.monotonic())
@@ -197,12 +199,12 @@ class _Shown:
                 self._begin("answer", f"Model{name}{thought}: ")
             self._write(delta.content)
 
-    def end(self, said: str) -> None:
-        """The end of the last line, and how the answer ended where it was not of itself."""
+    def end(self, *said: str) -> None:
+        """The end of the last line, how the answer ended where it was not of itself, and what else there is to say."""
         if self._last != "\n":
             sys.stdout.write("\n")
-        if said:
-            say(said)
+        for one in filter(None, said):
+            say(one)
         sys.stdout.write("\n")
         sys.stdout.flush()
 

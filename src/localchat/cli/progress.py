@@ -55,7 +55,8 @@ def describe(progress: Progress, model: str) -> str:
         name = model.rpartition("/")[2] if model.startswith("/") else model
         return f"loading {name or 'the model'}: {progress.done / (progress.total or 1):.0%}{left}"
     if progress.stage == "reading":
-        return f"reading the prompt: {progress.done:,.0f} of {progress.total:,.0f} tokens{left}"
+        cached = f", {progress.cached:,} from the cache" if progress.cached else ""
+        return f"reading the prompt: {progress.done:,.0f} of {progress.total:,.0f} tokens{cached}{left}"
     return "waiting for other requests"
 
 

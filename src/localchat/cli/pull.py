@@ -14,6 +14,7 @@ from localchat.client import measured
 from localchat.errors import NoSuchModel, UsageError
 from localchat.models import plan as plans
 from localchat.models import sources, store
+from localchat.models.assess import is_capped
 from localchat.models.fetch import THIS_MACHINE, FetchProgress, fetch_files
 from localchat.models.plan import Plan
 from localchat.paths import paths
@@ -104,7 +105,8 @@ def _described(plan: Plan) -> list[str]:
     if assessment.memory:
         about = "about " if assessment.estimated else ""
         need = f"{about}{size(assessment.memory.total)} of memory with a context of {assessment.context:,} tokens"
-        lines.append(f"needs {need}; {size(plan.available)} are free: {_VERDICTS[assessment.fits or 'tight']}")
+        state = "left for it under --max-ram" if is_capped(plan.available) else "free"
+        lines.append(f"needs {need}; {size(plan.available)} are {state}: {_VERDICTS[assessment.fits or 'tight']}")
     speed, gpu = assessment.best_speed, assessment.gpu
     if speed.decode:
         prefill = f", reads about {speed.prefill:,.0f}" if speed.prefill else ""

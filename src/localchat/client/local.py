@@ -14,6 +14,7 @@ from localchat.client.stream import ChatStream, Reply, error_of, send
 from localchat.errors import EngineFailed, LocalchatError
 from localchat.locks import FileLock
 from localchat.paths import paths
+from localchat.settings import max_ram
 
 _HEADERS = {"Content-Type": "application/json", protocol.VERSION_HEADER: __version__}
 # A host that makes room for another version, or leaves because it was idle, needs a moment.
@@ -34,7 +35,16 @@ class LocalEngine:
 
         Raises the error that the host names (`NoSuchModel`, `UsageError`, …) or `EngineFailed`.
         """
-        return ChatStream(self._ask(protocol.CHAT_PATH, msgspec.json.encode(request), request.model), last_words)
+        body = msgspec.json.encode(_limited(request))
+        return ChatStream(self._ask(protocol.CHAT_PATH, body, request.model), last_words)
+
+    def answer(self, request: protocol.ChatRequest) -> protocol.Completion:
+        """The whole answer in one piece: for who asks many things side by side, and would wake up for every token.
+
+        Raises as `chat` does. An engine that dies meanwhile is not asked again, as it may have died of this question.
+        """
+        body = msgspec.json.encode(msgspec.structs.replace(_limited(request), stream=False, stream_options=None))
+        return self._answer(protocol.CHAT_PATH, body, request.model, protocol.Completion, once=True)
 
     def load(
         self, model: str = "", context: int | None = None, gpu_layers: int | None = None, *, verified_only: bool = False
@@ -42,12 +52,12 @@ class LocalEngine:
         """Have a model loaded, and wait until it is. With `verified_only` a file that has to be hashed first is not:
         that raises `NeedsVerification`.
         """
-        body = msgspec.json.encode(protocol.LoadRequest(model, context, gpu_layers, verified_only))
+        body = msgspec.json.encode(protocol.LoadRequest(model, context, gpu_layers, verified_only, max_ram()))
         return self._answer(protocol.LOAD_PATH, body, model, protocol.Status)
 
     def tokenize(self, text: str, model: str = "", *, verified_only: bool = False) -> list[int]:
         """The token ids of `text` as the content of a message; `verified_only` as in `load`."""
-        body = msgspec.json.encode(protocol.TokenizeRequest(text, model, verified_only))
+        body = msgspec.json.encode(protocol.TokenizeRequest(text, model, verified_only, max_ram()))
         return self._answer(protocol.TOKENIZE_PATH, body, model, protocol.TokenizeResponse).tokens
 
     def status(self) -> protocol.Status | None:
@@ -93,8 +103,8 @@ class LocalEngine:
         lock.release()
         return True
 
-    def _answer(self, path: str, body: bytes, model: str, kind: type[_Answer]) -> _Answer:
-        reply = self._ask(path, body, model)
+    def _answer(self, path: str, body: bytes, model: str, kind: type[_Answer], *, once: bool = False) -> _Answer:
+        reply = self._ask(path, body, model, once=once)
         try:
             return msgspec.json.decode(reply.response.read(), type=kind)
         except (OSError, http.client.HTTPException) as error:
@@ -102,8 +112,11 @@ class LocalEngine:
         finally:
             reply.connection.close()
 
-    def _ask(self, path: str, body: bytes, model: str) -> Reply:
-        """Post to the host, starting or replacing it where needed; the answer is 200 or an error is raised."""
+    def _ask(self, path: str, body: bytes, model: str, *, once: bool = False) -> Reply:
+        """Post to the host, starting or replacing it where needed; the answer is 200 or an error is raised.
+
+        With `once` a host that breaks off is not asked again; one that says that it leaves is.
+        """
         failure: LocalchatError | None = None
         for _ in range(_ATTEMPTS):
             connection = connect_or_start(model)
@@ -116,6 +129,8 @@ class LocalEngine:
                 # No byte of an answer came, so nothing was lost: the host was just leaving, or it crashed.
                 connection.close()
                 failure = EngineFailed(f"the engine closed the connection ({error}; {last_words()}): ask again")
+                if once:
+                    break
                 continue
             connection.close()
             if reply.response.status != 409:
@@ -123,6 +138,14 @@ class LocalEngine:
             time.sleep(0.05)
         assert failure is not None
         raise failure
+
+
+def _limited(request: protocol.ChatRequest) -> protocol.ChatRequest:
+    """The request under the person's ceiling on memory, where it names no other."""
+    most, extras = max_ram(), request.localchat or protocol.Extras()
+    if most is None or extras.max_ram is not None:
+        return request
+    return msgspec.structs.replace(request, localchat=msgspec.structs.replace(extras, max_ram=most))
 
 
 def held_by_engine() -> int:

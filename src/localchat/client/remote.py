@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import http.client
 import os
-from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
 
 from localchat import protocol
-from localchat.client.stream import ChatStream, Reply, error_of, send
+from localchat.client.stream import ChatStream, Reply, error_of, gathered, send
 from localchat.errors import EngineFailed, FetchError, LocalchatError, NoSuchModel, UsageError
 from localchat.safe_text import safe_line
 from localchat.settings import is_offline
@@ -50,6 +49,7 @@ class RemoteEngine:
         if token := os.environ.get("LOCALCHAT_TOKEN"):
             self._headers["Authorization"] = f"Bearer {token}"
         self._speaks_localchat = False
+        self._is_known = False
 
     @property
     def goes_on(self) -> bool:
@@ -61,6 +61,7 @@ class RemoteEngine:
         reply = self._send("GET", protocol.MODELS_PATH, patience_s=_CONNECT_TIMEOUT_S)
         try:
             self._speaks_localchat = (reply.response.getheader("Server") or "").startswith("localchat/")
+            self._is_known = True
             body = reply.response.read(_BODY_LIMIT)
             return [card.id for card in msgspec.json.decode(body, type=protocol.ModelList).data]
         except (msgspec.DecodeError, OSError, http.client.HTTPException) as error:
@@ -75,17 +76,37 @@ class RemoteEngine:
         """
         model = request.model
         if model:
-            # Only to learn whose server it is; one without a list of models may still answer.
-            with suppress(LocalchatError):
-                self.models()
+            self._learn()
         else:
-            offered = self.models()
-            if not offered:
-                raise NoSuchModel(f"{self._name} offers no model: name one with -m")
-            model = offered[0]
+            model = self.first_model()
+        return self._stream(msgspec.structs.replace(request, model=model))
+
+    def answer(self, request: protocol.ChatRequest) -> protocol.Completion:
+        """The whole answer in one piece, to a request that names its model. It is streamed all the same, so that no
+        proxy on the way takes the quiet for the end; whose server it is, is asked only once. Raises as `chat` does.
+        """
+        if not self._is_known:
+            self._learn()
+        with self._stream(request) as stream:
+            return gathered(stream, request.model)
+
+    def first_model(self) -> str:
+        """The model that answers where none is named. Raises `NoSuchModel`, and as `models` does."""
+        offered = self.models()
+        if not offered:
+            raise NoSuchModel(f"{self._name} offers no model: name one with -m")
+        return offered[0]
+
+    def _learn(self) -> None:
+        """Find out whose server it is; one without a list of models may still answer."""
+        try:
+            self.models()
+        except LocalchatError as error:
+            self._is_known = error.http_status is not None
+
+    def _stream(self, request: protocol.ChatRequest) -> ChatStream:
         request = msgspec.structs.replace(
             request,
-            model=model,
             stream=True,
             stream_options=protocol.StreamOptions(include_usage=True),
             localchat=request.localchat if self._speaks_localchat else None,

@@ -108,14 +108,39 @@ class ChatStream:
         self.close()
 
 
+def gathered(stream: ChatStream, model: str) -> protocol.Completion:
+    """A streamed answer in one piece. Raises as the stream does."""
+    content, reasoning, finish_reason = [], [], None
+    usage: protocol.Usage | None = None
+    report: protocol.Report | None = None
+    for chunk in stream:
+        model = chunk.model or model
+        usage, report = chunk.usage or usage, chunk.localchat or report
+        for choice in chunk.choices:
+            content.append(choice.delta.content or "")
+            reasoning.append(choice.delta.reasoning_content or "")
+            finish_reason = choice.finish_reason or finish_reason
+    message = protocol.CompletionMessage("".join(content), reasoning_content="".join(reasoning) or None)
+    return protocol.Completion(
+        id="",
+        created=0,
+        model=model,
+        choices=[protocol.CompletionChoice(message, finish_reason)],
+        usage=usage,
+        localchat=report,
+    )
+
+
 def error_of(response: http.client.HTTPResponse) -> LocalchatError:
     """The error that an answer other than 200 stands for, whoever sent it."""
     body = response.read(_ERROR_BODY_LIMIT)
     try:
-        error = _error_decoder.decode(body).error
+        said = _error_decoder.decode(body).error
+        error = from_code(str(said.code), safe_line(said.message) or f"the server answered {response.status}")
     except msgspec.DecodeError:
-        said = safe_line(body.decode(errors="replace"))[:200]
-        return EngineFailed(
-            f"the server answered {response.status} {safe_line(response.reason)}: {said or 'no reason'}"
+        words = safe_line(body.decode(errors="replace"))[:200]
+        error = EngineFailed(
+            f"the server answered {response.status} {safe_line(response.reason)}: {words or 'no reason'}"
         )
-    return from_code(str(error.code), safe_line(error.message) or f"the server answered {response.status}")
+    error.http_status = response.status
+    return error

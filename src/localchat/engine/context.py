@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 
 from localchat.engine import llama as llama_log
-from localchat.engine.llama import api, buffer_bytes, complaints, device_bytes, shortage
+from localchat.engine.llama import api, buffer_bytes, cache_bytes, complaints, device_bytes, shortage
 from localchat.engine.model import Model
 from localchat.engine.offload import DeviceFull
 from localchat.errors import DoesNotFit, EngineFailed
@@ -15,8 +15,12 @@ from localchat.tuning import MICRO_BATCH, Tuning, sequences
 
 _NO_SLOT, _ABORTED = 1, 2
 _KV_TYPES = {"f16": 1, "q4_0": 2, "q5_1": 7, "q8_0": 8}  # enum ggml_type
+_PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # enum llama_flash_attn_type
 _GIB = 1 << 30
+
+State = ctypes.Array[ctypes.c_uint8]
+"""What llama.cpp wrote of a sequence."""
 
 SAFETY_BYTES = 128 << 20
 """Room for compute buffers, and for what other programs grow by in the meantime."""
@@ -40,7 +44,7 @@ class Context:
     def __init__(self, model: Model, n_ctx: int, threads: int, tuning: Tuning = Tuning()) -> None:  # noqa: B008
         llama = api()
         need, room = int(model.kv_bytes_estimate(n_ctx) * model.offload.kept_share) + SAFETY_BYTES, available_memory()
-        if need > room:
+        if need > room and not model.is_weightless:
             raise DoesNotFit(
                 f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "
                 "ask for a smaller one with -o context N"
@@ -48,12 +52,15 @@ class Context:
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = min(tuning.micro_batch or MICRO_BATCH, n_ctx)
-        self.sequences = sequences(is_stateful=model.is_recurrent or model.n_swa > 0)
-        params.n_seq_max = self.sequences
+        is_stateful = model.is_recurrent or model.n_swa > 0
+        self.sequences = sequences(is_stateful=is_stateful)
+        # Where pieces of the others can be cut out to be saved, and put back, it is done in one more.
+        self.scratch = self.sequences
+        params.n_seq_max = self.sequences + (not is_stateful)
         # The default reserves an output for each token of the batch; nobody asks for more than one a sequence, or as
         # many for drafts while there are fewer.
         self.outputs = self.sequences
-        params.n_outputs_max = self.outputs
+        params.n_outputs_max = max(self.outputs, params.n_seq_max)  # llama.cpp insists on one for each
         params.type_k = params.type_v = _KV_TYPES[tuning.kv_type or "f16"]
         params.flash_attn_type = _FLASH_ATTENTION[tuning.flash_attention]
         # All sequences share all cells, so a single conversation can use the whole window.
@@ -78,6 +85,7 @@ class Context:
         self.batch_size = int(params.n_batch)
         self.buffers = buffer_bytes(logged)
         self.device_bytes = device_bytes(logged, [device.name for device in model.offload.devices])
+        self.processor_bytes = self._processor_bytes(model, logged)
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(self.batch_size, 0, 1)
         for index in range(self.batch_size):
@@ -88,6 +96,13 @@ class Context:
     def handle(self) -> object:
         """The `llama_context *`, for samplers."""
         return self._context
+
+    def _processor_bytes(self, model: Model, logged: int) -> int:
+        """Bytes of the window in the machine's own memory; those that a weightless model's would take."""
+        devices = [device.name for device in model.offload.devices]
+        buffers = sum(self.buffers.get(kind, 0) for kind in ("compute", "output"))
+        buffers -= sum(device_bytes(logged, devices, "compute|output").values())
+        return int(cache_bytes(logged) * model.offload.kept_share) + buffers
 
     def close(self) -> None:
         """Give the memory back."""
@@ -154,6 +169,8 @@ class Context:
             if full and self._is_offloaded:
                 raise DeviceFull(safe_line(full))
             raise EngineFailed(f"llama.cpp failed to compute ({result}): {safe_line(complaints(logged))}")
+        # A GPU may still be at work: who times the batch means all of it.
+        api().llama_synchronize(self._context)
 
     def cut(self, sequence: int, length: int) -> bool:
         """Forget all of a sequence from position `length` on; False where the model's memory cannot be cut there."""
@@ -163,24 +180,56 @@ class Context:
         """Forget a sequence altogether."""
         api().llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def share(self, source: int, target: int, length: int) -> None:
-        """Let an empty sequence begin with the first `length` tokens of another; their cells are shared, not copied."""
-        api().llama_memory_seq_cp(self._memory, source, target, 0, length)
+    def share(self, source: int, target: int, length: int, start: int = 0) -> None:
+        """Let an empty sequence begin with the first `length` tokens of another; their cells are shared, not copied.
+
+        A recurrent state is shared as it is, at the end of the other sequence. With `start` only the cells from there
+        on are shared; what is before it is the target's own.
+        """
+        api().llama_memory_seq_cp(self._memory, source, target, start, length)
 
     def first_position(self, sequence: int) -> int:
         """The earliest position still held: above 0 only where a sliding window has dropped older ones."""
         return int(api().llama_memory_seq_pos_min(self._memory, sequence))
 
-    def state_bytes(self, sequence: int) -> int:
+    def positions(self, sequence: int) -> tuple[int, int]:
+        """The first and the last position that a sequence holds; -1 where it is empty."""
+        last = int(api().llama_memory_seq_pos_max(self._memory, sequence))
+        return self.first_position(sequence), last
+
+    def state_bytes(self, sequence: int, *, partial: bool = False) -> int:
         """How much memory `save` takes."""
-        return int(api().llama_state_seq_get_size(self._context, sequence))
+        return int(api().llama_state_seq_get_size_ext(self._context, sequence, _PARTIAL if partial else 0))
 
-    def save(self, sequence: int) -> ctypes.Array[ctypes.c_uint8]:
-        """The state of one sequence, for a context of the same model."""
-        buffer = (ctypes.c_uint8 * self.state_bytes(sequence))()
-        api().llama_state_seq_get_data(self._context, buffer, len(buffer), sequence)
-        return buffer
+    def save(self, sequence: int, *, partial: bool = False) -> State:
+        """The state of one sequence, for a context of the same model. Empty where llama.cpp cannot write it.
 
-    def restore(self, sequence: int, state: ctypes.Array[ctypes.c_uint8]) -> bool:
-        """Bring back what `save` returned in this same process (llama.cpp aborts on a state that was cut short)."""
-        return bool(api().llama_state_seq_set_data(self._context, state, len(state), sequence))
+        `partial` leaves out what `cut` can cut anyway: only the cells of sliding windows and recurrent states remain.
+        """
+        flags = _PARTIAL if partial else 0
+        buffer = (ctypes.c_uint8 * self.state_bytes(sequence, partial=partial))()
+        written = api().llama_state_seq_get_data_ext(self._context, buffer, len(buffer), sequence, flags)
+        return buffer if written else (ctypes.c_uint8 * 0)()
+
+    def restore(self, sequence: int, state: State, *, partial: bool = False) -> bool:
+        """Bring back what `save` returned in this same process (llama.cpp aborts on a state that was cut short).
+
+        A partial state takes the place of what the sequence has of that kind; the other cells must be there. False
+        where no cells are free: then that kind is gone from the sequence.
+        """
+        flags = _PARTIAL if partial else 0
+        return bool(api().llama_state_seq_set_data_ext(self._context, state, len(state), sequence, flags))
+
+    def save_all(self) -> State:
+        """The state of all sequences, what they share once; for another context of the same model."""
+        buffer = (ctypes.c_uint8 * self.all_bytes())()
+        written = api().llama_state_get_data(self._context, buffer, len(buffer))
+        return buffer if written else (ctypes.c_uint8 * 0)()
+
+    def all_bytes(self) -> int:
+        """How much memory `save_all` takes."""
+        return int(api().llama_state_get_size(self._context))
+
+    def restore_all(self, state: State) -> bool:
+        """Bring back what `save_all` returned of a context that was not larger; False where that cannot be."""
+        return len(state) > 0 and bool(api().llama_state_set_data(self._context, state, len(state)))

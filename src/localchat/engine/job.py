@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localchat.engine.drafts import Lookup
 from localchat.engine.offload import Weights
 from localchat.engine.prefix_cache import Sequence
 from localchat.engine.prompt import Prompt
@@ -17,6 +18,7 @@ from localchat.engine.text import AnswerText, Piece
 from localchat.errors import LocalchatError
 from localchat.protocol import (
     ChatRequest,
+    Extras,
     FinishReason,
     Progress,
     PromptDetails,
@@ -89,6 +91,10 @@ class Job:
         self._sink: Callable[[Event], None] | None = sink
         self._progress_due = 0.0
         self._cached: int | None = None
+        self._is_from_disk = False
+        self._saved_ms = 0.0
+        self.lookup: Lookup | None = None
+        self.drafted = self.accepted = 0
         self._generated = 0
         self._started = self._first_token = self._last_token = 0.0
 
@@ -105,8 +111,11 @@ class Job:
     def seat(self, sequence: Sequence) -> None:
         """Take a sequence; its tokens are a prefix of this job's."""
         self.sequence = sequence
+        sequence.keep = (self.request.localchat or Extras()).keep
         if self._cached is None:
             self._cached = len(sequence.tokens)
+            self._is_from_disk = 2 * sequence.restored >= self._cached > 0
+            self._saved_ms = sequence.saved_ms
             self._started = time.monotonic()
 
     @property
@@ -114,6 +123,11 @@ class Job:
         """Tokens that are not in the sequence yet."""
         assert self.sequence
         return len(self.tokens) - len(self.sequence.tokens)
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated."""
+        return self._generated
 
     @property
     def has_answered(self) -> bool:
@@ -124,6 +138,12 @@ class Job:
     def is_decoding(self) -> bool:
         """Whether the next step computes a token of the answer (and not of what must be read first)."""
         return self.pending == 1 and self.has_answered
+
+    def room(self, n_ctx: int) -> int:
+        """How many tokens may still come after the next one, in a window of `n_ctx` that is this job's alone."""
+        room = min(self.limit, n_ctx) - len(self.tokens) - 1
+        allowed = self.request.token_limit()
+        return room if allowed is None else min(room, allowed - self._generated - 1)
 
     def accept(self, token: int, *, is_end: bool, piece: bytes) -> FinishReason | None:
         """Take a sampled token; says how the answer ended, if it did."""
@@ -145,19 +165,19 @@ class Job:
             return "length"
         return None
 
-    def progress(self, stage: Stage, done: float, total: float, eta_ms: float | None = None) -> None:
+    def progress(self, stage: Stage, done: float, total: float, eta_ms: float | None = None, cached: int = 0) -> None:
         """Report progress, not more than ten times a second."""
         now = time.monotonic()
         if now >= self._progress_due:
             self._progress_due = now + _PROGRESS_EVERY_S
-            self._tell(Progress(stage, done, total, eta_ms))
+            self._tell(Progress(stage, done, total, eta_ms, cached))
 
     def reading(self, tokens_per_second: float) -> None:
         """Report how far reading the prompt is."""
         assert self.sequence
         left = self.pending
         eta_ms = left / tokens_per_second * 1000 if tokens_per_second > 0 else None
-        self.progress("reading", len(self.sequence.tokens), len(self.tokens), eta_ms)
+        self.progress("reading", len(self.sequence.tokens), len(self.tokens), eta_ms, self._cached or 0)
 
     def _tell(self, event: Event) -> None:
         """Give an event to whoever listens. One that cannot take it is gone, and troubles nobody else."""
@@ -185,6 +205,10 @@ class Job:
         cached = self._cached or 0
         report = Report(
             cached_tokens=cached,
+            restored_from=("disk" if self._is_from_disk else "memory") if cached else None,
+            saved_ms=self._saved_ms,
+            drafted_tokens=self.drafted,
+            accepted_tokens=self.accepted,
             dropped_messages=self.prompt.dropped_messages,
             context=self.limit,
             seed=self.sampling.seed,

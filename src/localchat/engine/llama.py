@@ -47,6 +47,7 @@ def api() -> Any:
     # A crash must not fork a debugger onto somebody's terminal.
     os.environ["GGML_NO_BACKTRACE"] = "1"
     _avoid_amx()
+    _limit_spinning()
     try:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or not spec.submodule_search_locations:
@@ -119,16 +120,34 @@ def buffer_bytes(since: int) -> dict[str, int]:
     return sizes
 
 
-def device_bytes(since: int, names: list[str]) -> dict[str, int]:
-    """Bytes of all buffers logged after `lines_logged` was `since` that lie on the devices of these names."""
+def device_bytes(since: int, names: list[str], kinds: str = r"\w+") -> dict[str, int]:
+    """Bytes of the buffers logged after `lines_logged` was `since` that lie on the devices of these names.
+
+    `kinds` is a regular expression for the kinds of buffers ("model", "KV", "compute"…) that count.
+    """
     sizes: dict[str, int] = {}
     for line in _lines_since(since):
-        match = re.search(r"(\S+) +\w+ buffer size *= *([\d.]+) MiB", line)
+        match = re.search(rf"(\S+) +(?:{kinds}) buffer size *= *([\d.]+) MiB", line)
         # A buffer goes by its device's name, perhaps with something after it ("MTL0_Mapped", "RPC0[host:port]").
         for name in names:
             if match and re.fullmatch(rf"{re.escape(name)}(?!\d).*(?<!_Host)", match[1]):
                 sizes[name] = sizes.get(name, 0) + int(float(match[2]) * (1 << 20))
     return sizes
+
+
+def cache_bytes(since: int) -> int:
+    """Bytes of the KV caches and recurrent states logged after `lines_logged` was `since`, wherever they lie.
+
+    Unlike the sizes of their buffers these are told of a model without weights too.
+    """
+    found = (re.search(r": size = *([\d.]+) MiB \( *\d+ cells", line) for line in _lines_since(since))
+    return sum(int(float(match[1]) * (1 << 20)) for match in found if match)
+
+
+def makes_copies(since: int) -> bool:
+    """Whether weights logged after `lines_logged` was `since` lie elsewhere than in the mapped file."""
+    found = (re.search(r"(\S+) +model buffer size *= *([\d.]+) MiB", line) for line in _lines_since(since))
+    return any(not match[1].endswith("_Mapped") and float(match[2]) > 0 for match in found if match)
 
 
 _NO_ROOM = re.compile(
@@ -163,3 +182,16 @@ def _avoid_amx() -> None:
     stack = _SignalStack(ctypes.addressof(memory) + reserve, 0, declared)
     _kept_alive.append(memory)
     ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None)
+
+
+def _limit_spinning() -> None:
+    """Let threads that wait at a barrier sleep after a millisecond; to be set before GNU's OpenMP is loaded.
+
+    By itself it spins some 15 ms. Where another program has a core, two of our threads can share the other one, and
+    then each barrier takes as long as the waiting one spins: single tokens of 2 to 4 seconds were seen, until fewer
+    threads compute (`threads`); with this it is half a second. On a quiet machine the waits are shorter, those between
+    two tokens too, and it costs nothing. Measured on x86, where a turn of the loop pauses for some 50 ns; elsewhere it
+    may be a nanosecond. What the person chose stays.
+    """
+    if sys.platform == "linux" and os.uname().machine == "x86_64" and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -13,7 +13,8 @@ from typing import Any
 
 from localchat.engine import llama as llama_log
 from localchat.engine.devices import handles
-from localchat.engine.llama import api, complaints, device_bytes, shortage
+from localchat.engine.llama import api, complaints, device_bytes, makes_copies, shortage
+from localchat.engine.mapped import let_go_of_mapped
 from localchat.engine.offload import DeviceFull, Offload
 from localchat.errors import DamagedFile, DoesNotFit, Interrupted
 from localchat.hardware import available_memory
@@ -22,6 +23,8 @@ from localchat.safe_text import safe_line
 _ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED = 1, 8, 16  # enum llama_token_attr
 _METADATA_LIMIT = 1 << 22
 _GIB = 1 << 30
+_LOAD_MODE_NONE = 0  # enum llama_load_mode: the file is not mapped
+_LET_GO_EVERY = 1 / 16  # of the file
 
 # Of how many layers one sees the whole window, where the others slide or are recurrent. Not every file says so; for
 # those that do not, the most favourable of today's models is assumed, so that nothing is refused that would fit.
@@ -32,7 +35,8 @@ _FULL_LAYER_EVERY_AT_MOST = 6
 class Model:
     """A GGUF file loaded by llama.cpp; everything but `n_vocab` and other plain fields belongs to the engine thread.
 
-    `offload` says how much of it lies on which devices. Raises what `load` raises.
+    `offload` says how much of it lies on which devices. A `weightless` one only tells what it would take: it is loaded
+    without its weights, and windows of it come without their memory. Raises what `load` raises.
     """
 
     def __init__(
@@ -40,9 +44,12 @@ class Model:
         path: Path,
         on_progress: Callable[[float], bool] | None = None,
         offload: Offload = Offload(),  # noqa: B008  (it is frozen)
+        *,
+        weightless: bool = False,
     ) -> None:
         llama = api()
         self.path = path
+        self.is_weightless = weightless
         self.file_bytes = _size_with_shards(path)
         self._model: Any = None
         self.load(offload, on_progress)
@@ -74,7 +81,7 @@ class Model:
         llama = api()
         self.close()
         need, room = self.file_bytes - offload.freed_bytes, available_memory()
-        if need > room:
+        if need > room and not self.is_weightless:
             beside = ", beside what the GPU takes," if offload.freed_bytes else ""
             raise DoesNotFit(
                 f"{self.path.name} has {need / _GIB:.1f} GiB{beside} and this machine {room / _GIB:.1f} GiB free: "
@@ -84,15 +91,21 @@ class Model:
         chosen = handles(offload.devices)
         params.devices = ctypes.addressof(chosen)
         params.n_gpu_layers = offload.layers
-        cancelled = False
+        params.no_alloc = self.is_weightless
+        if self.is_weightless:
+            params.load_mode = _LOAD_MODE_NONE
+        cancelled, let_go = False, 0.0
+        logged = llama_log.lines_logged
 
         def watch(fraction: float, _user_data: object) -> bool:
-            nonlocal cancelled
+            nonlocal cancelled, let_go
+            if fraction >= let_go + _LET_GO_EVERY and makes_copies(logged):
+                let_go = fraction
+                let_go_of_mapped(self.path)
             cancelled = not (on_progress is None or on_progress(fraction))
             return not cancelled
 
         params.progress_callback = llama.llama_progress_callback(watch)
-        logged = llama_log.lines_logged
         self._model = llama.llama_model_load_from_file(os.fsencode(self.path), params)
         if not self._model:
             if cancelled:
@@ -109,6 +122,9 @@ class Model:
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.offload = offload
         self.device_bytes = device_bytes(logged, [device.name for device in offload.devices])
+        self.processor_bytes = self.file_bytes - offload.freed_bytes
+        if makes_copies(logged):
+            let_go_of_mapped(self.path)
 
     @property
     def handle(self) -> object:

@@ -28,7 +28,11 @@ _NO_TEMPLATE = "this model has no chat template (it is a base model): it continu
 
 @dataclass
 class Prompt:
-    """What the engine reads: token ids, and what it must know to understand the answer."""
+    """What the engine reads: token ids, and what it must know to understand the answer.
+
+    `turns`: after how many tokens the last message begins and ends, for models of which that is remembered: an edited
+    message parts there from this one, and the next prompt, which may leave out what the model thought.
+    """
 
     tokens: list[int]
     tags: ThinkingTags | None = None
@@ -37,6 +41,7 @@ class Prompt:
     stops: list[str] = field(default_factory=list)
     dropped_messages: int = 0
     warnings: list[str] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
 
 
 class PromptBuilder:
@@ -84,8 +89,8 @@ class PromptBuilder:
 
         `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. With
         `go_on` the last message is an answer that broke off, and the prompt ends where that does. A template that tells
-        the date tells that of `began` (seconds since 1970; None: now). `check` is called on the way with the tokens that are known of, and may raise. Raises `UsageError` where the template refuses the
-        conversation in every form.
+        the date tells that of `began` (seconds since 1970; None: now). `check` is called on the way with the tokens
+        that are known of, and may raise. Raises `UsageError` where the template refuses the conversation in every form.
         """
         begun = messages[-1] if go_on else None
         turns, known = [], 0
@@ -110,7 +115,20 @@ class PromptBuilder:
         tokens = self._tokens(text)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
-        return Prompt(tokens, tags, inside, go_on, stops, 0, warnings)
+        return Prompt(tokens, tags, inside, go_on, stops, 0, warnings, self._turns(turns, text, tokens))
+
+    def _turns(self, turns: list[dict[str, Any]], text: str, tokens: list[int]) -> list[int]:
+        """Where in `tokens` the content of the last turn begins and ends, as far as tokens end there."""
+        if not turns or not (self._model.is_recurrent or self._model.n_swa):
+            return []
+        content = turns[-1]["content"].strip()  # as many templates have it
+        begin = text.rfind(content) if content else -1
+        places = []
+        for place in (begin, begin + len(content)) if begin >= 0 else ():
+            rest = self._tokens(_MARK + text[place:])  # the mark: this is no beginning of a text
+            if rest and tokens[-len(rest) :] == rest:
+                places.append(len(tokens) - len(rest))
+        return places
 
     def _begun(self, message: Message, inside: bool) -> str:
         """What an answer that broke off has said so far, as it stands after the generation prompt.

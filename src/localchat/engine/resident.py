@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from localchat.engine import ceiling
+from localchat.engine.ceiling import SMALLEST_CONTEXT
 from localchat.engine.context import SAFETY_BYTES, Context
 from localchat.engine.devices import devices
 from localchat.engine.job import ModelSpec
 from localchat.engine.model import Model
 from localchat.engine.offload import DeviceFull, Offload, plan
 from localchat.engine.prefix_cache import PrefixCache
+from localchat.engine.prefix_saver import MOST_WAITING_BYTES, PrefixSaver
 from localchat.engine.prompt import PromptBuilder
+from localchat.engine.saved_prefixes import SavedPrefixes
 from localchat.engine.templates import TemplateRenderer
 from localchat.errors import DoesNotFit, LocalchatError
 from localchat.hardware import available_memory
@@ -25,21 +29,26 @@ _STARTING_CONTEXT = 4096
 _PLANNED_CONTEXT = 2 * _STARTING_CONTEXT
 """The window for which room is left on a GPU, so that the first growth moves no layers."""
 
-_SMALLEST_CONTEXT = 256  # llama.cpp's own granularity
+_SAVING_S = 1.0
+"""How long what a new window would lose may be saved, while somebody waits; what was idle is saved already."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person asked for by hand: the window in tokens, and how many layers go to GPUs; None: what fits."""
+    """What a person asked for by hand: the window in tokens, how many layers go to GPUs, and the most memory that the
+    engine may take, in bytes; None: what fits.
+    """
 
     context: int | None = None
     gpu_layers: int | None = None
+    max_ram: int | None = None
 
 
 class Resident:
     """A loaded model at work; all but `abort` and `describe` belong to the engine's thread.
 
-    `on_progress` is asked whenever weights are loaded, also when they move later to make room on a GPU.
+    `on_progress` is asked whenever weights are loaded, also when they move later to make room on a GPU. `saver` keeps
+    what was read on disk.
     """
 
     clock = staticmethod(time.perf_counter)
@@ -51,16 +60,22 @@ class Resident:
         threads: int,
         on_progress: Callable[[float], bool],
         wish: Wish = Wish(),
+        saver: PrefixSaver | None = None,
     ) -> None:
         self.spec = spec
         self.wish = wish
         self._on_progress = on_progress
+        self._renderer = renderer
+        self._plan: ceiling.Plan | None = None
+        self._ceiling = wish.max_ram
         self.model = self._loaded(plan(spec.weights, wish.gpu_layers, wish.context or _PLANNED_CONTEXT))
         self.crowded = ""
         """Why a GPU had no room for a computation; `make_room` answers it."""
         self._threads = threads
         self._context: Context | None = None
+        self._saver = saver
         self.cache: PrefixCache
+        self.saved: SavedPrefixes
         try:
             self.prompts = PromptBuilder(self.model, renderer)
         except BaseException:
@@ -71,17 +86,29 @@ class Resident:
     def _loaded(self, offload: Offload) -> Model:
         """The model, with fewer layers on the GPU than planned where it has less room than it said."""
         while True:
+            self._make_plan(offload)
             try:
                 return Model(self.spec.path, self._on_progress, offload)
             except DeviceFull as error:
                 offload = offload.fewer(self.wish.context or _PLANNED_CONTEXT, str(error))
 
-    def close(self) -> None:
-        """Give all memory back."""
+    def _make_plan(self, offload: Offload) -> None:
+        """See that a model which lies like this stays under the ceiling. No weights may be in memory."""
+        if most := self.wish.max_ram:
+            others = self._renderer.memory
+            self._plan = ceiling.plan(self.spec.path, self.spec.name, self.spec.tuning, offload, most, others)
+
+    def close(self, saving_s: float = 0.0) -> None:
+        """Give all memory back, after saving what was read for at most so long."""
+        self._close_context(saving_s)
+        self.model.close()
+
+    def _close_context(self, saving_s: float) -> None:
         if self._context:
+            if saving_s:
+                self.saved.flush(self.cache.sequences, saving_s)
             self._context.close()
             self._context = None
-        self.model.close()
 
     @property
     def context(self) -> Context:
@@ -107,9 +134,62 @@ class Resident:
         """Whether the weights lie as a request wants them; what came of a wish that could not be met counts as met."""
         return gpu_layers in (None, self.wish.gpu_layers) or not devices()
 
+    def is_planned_for(self, most: int | None) -> bool:
+        """Whether the model was loaded with a ceiling of `most` bytes in mind; without one any will do."""
+        return most is None or (self._plan is not None and self._plan.most == most)
+
+    def stands_out(self, most: int | None) -> bool:
+        """From now on the ceiling is `most` bytes, one that is planned for. Whether the window is too large for it."""
+        self._ceiling = most
+        self._limit_what_is_kept()
+        return self._context is not None and self._context.n_ctx > max(self.most_context, SMALLEST_CONTEXT)
+
+    @property
+    def most_context(self) -> int:
+        """The largest window, in tokens, for which the model was trained and that the ceiling allows."""
+        trained = self.model.n_ctx_train
+        return min(trained, self._plan.largest) if self._ceiling and self._plan else trained
+
+    @property
+    def ceiling(self) -> int | None:
+        """The most memory, in bytes, that everything may take; None: what there is."""
+        return self._ceiling
+
+    @property
+    def said_ceiling(self) -> str:
+        """The ceiling for people."""
+        return ceiling.in_words(self._ceiling or 0)
+
+    @property
+    def spare(self) -> int:
+        """Bytes that may be taken for copies, for a moment: of what is free, and of what the ceiling leaves."""
+        context = self._context
+        return self._spare_beside(context.processor_bytes if context else 0)
+
+    def _spare_beside(self, window: int) -> int:
+        """The same beside a window of so many bytes."""
+        free = available_memory()
+        if not self._ceiling or not self._plan:
+            return free
+        held = self.cache.checkpoints.bytes_held if self._context else 0
+        return min(free, max(0, self._plan.spare(window) - held))
+
+    def _limit_what_is_kept(self) -> None:
+        """Checkpoints take half of what the ceiling leaves; of the rest, half is for copies on their way to disk."""
+        if self._saver:
+            self._saver.most_waiting = MOST_WAITING_BYTES
+        if not self._context or not self._ceiling or not self._plan:
+            return
+        spare = self._plan.spare(self._context.processor_bytes)
+        checkpoints = self.cache.checkpoints
+        checkpoints.limit = min(checkpoints.limit, spare // 2)
+        checkpoints.keep_within(checkpoints.limit)
+        if self._saver:
+            self._saver.most_waiting = max(1, min(MOST_WAITING_BYTES, spare // 4))
+
     def starting_context(self, wanted: int | None) -> int:
         """The size of the first window where nothing is known of the conversation."""
-        return min(wanted or _STARTING_CONTEXT, self.model.n_ctx_train)
+        return min(wanted or _STARTING_CONTEXT, self.most_context)
 
     def grown_context(self, need: int, limit: int) -> int:
         """The window for a conversation of `need` tokens: in doublings, so that it is seldom made anew."""
@@ -124,7 +204,7 @@ class Resident:
         The conversation that has most in common with `keep` moves into it, where memory allows that. Raises
         `DoesNotFit` and leaves the present window as it is where memory does not allow a larger one.
         """
-        n_ctx = max(n_ctx, _SMALLEST_CONTEXT)
+        n_ctx = max(min(n_ctx, self.most_context), SMALLEST_CONTEXT)
         if not self._context:
             self._open(n_ctx)
             return
@@ -132,10 +212,10 @@ class Resident:
         spare = self._spare_after(n_ctx)
         kept = self.cache.closest(list(keep))
         # For a moment the copy lies beside the old window, then beside the new one.
-        if kept and len(kept.tokens) < n_ctx and self._context.state_bytes(kept.id) <= spare:
-            saved = (kept.tokens, self._context.save(kept.id))
-        self._context.close()
-        self._context = None
+        fits = kept and len(kept.tokens) < n_ctx and not self._crosses_rope_factors(n_ctx)
+        if kept and fits and self._context.state_bytes(kept.id) <= spare:
+            saved = (kept, self._context.save(kept.id))
+        self._close_context(_SAVING_S)
         try:
             self._open(n_ctx)
         except LocalchatError:
@@ -148,6 +228,40 @@ class Resident:
             if saved and self._context:
                 self.cache.adopt(*saved)
 
+    def grow(self, n_ctx: int) -> bool:
+        """Make the window larger while requests run: all that they have read moves into it, shared as it was.
+
+        False, and nothing happens, where memory does not allow that beside a copy of what is there.
+        """
+        context, cache = self.context, self.cache
+        n_ctx = min(n_ctx, self.most_context)
+        if n_ctx <= context.n_ctx or self._crosses_rope_factors(n_ctx):
+            return False
+        before, offload = context.n_ctx, self.model.offload
+        try:
+            spare = self._spare_after(n_ctx)
+        except DoesNotFit:
+            return False
+        if context.all_bytes() > spare:
+            return False
+        state = context.save_all()
+        self._close_context(0.0)
+        try:
+            self._open(n_ctx)
+        except LocalchatError:
+            self._move(offload)
+            self._open(before)
+        # What cannot be brought back is read again: each request knows all its tokens.
+        self.cache.inherit(cache, holds=self.context.restore_all(state))
+        return self.n_ctx > before
+
+    def _crosses_rope_factors(self, n_ctx: int) -> bool:
+        """Whether a window of `n_ctx` tokens computes other numbers for the same tokens than the present one: models
+        with two sets of rope factors take the long one for windows beyond their original one.
+        """
+        original = self.model.metadata(f"{self.model.architecture}.rope.scaling.original_context_length") or ""
+        return original.isdecimal() and (self.n_ctx > int(original)) != (n_ctx > int(original))
+
     def make_room(self) -> None:
         """Take layers from the GPU that had no room to compute. Nothing may be running.
 
@@ -155,10 +269,9 @@ class Resident:
         """
         why, self.crowded = self.crowded, ""
         n_ctx, kept, saved = self.n_ctx, self.cache.closest([]), None
-        if kept and self.context.state_bytes(kept.id) <= available_memory():
-            saved = (kept.tokens, self.context.save(kept.id))
-        self.context.close()
-        self._context = None
+        if kept and self.context.state_bytes(kept.id) <= self.spare:
+            saved = (kept, self.context.save(kept.id))
+        self._close_context(_SAVING_S)
         offload = self.model.offload.fewer(n_ctx, why)
         self._move(offload)
         self._open(n_ctx)
@@ -176,11 +289,23 @@ class Resident:
                 offload, why = self.model.offload, str(error)
                 self.model.close()
                 self._move(offload.fewer(n_ctx, why))
-        self.cache = PrefixCache(self._context, n_swa=self.model.n_swa, is_recurrent=self.model.is_recurrent)
+        read_rate = self.saved.read_rate if hasattr(self, "saved") else 0.0
+        self.saved = SavedPrefixes(self._saver, self.spec, self.model, self._context)
+        self.saved.read_rate = read_rate
+        self.cache = PrefixCache(
+            self._context,
+            n_swa=self.model.n_swa,
+            is_recurrent=self.model.is_recurrent,
+            saved=self.saved,
+        )
+        self.saved.room = lambda: self.spare
+        self._limit_what_is_kept()
 
     def _move(self, offload: Offload) -> None:
         """Have the weights where `offload` says, or with fewer layers on the GPU where that has no room."""
         while not self.model.is_loaded or self.model.offload != offload:
+            self.model.close()
+            self._make_plan(offload)
             try:
                 self.model.load(offload, self._on_progress)
             except DeviceFull as error:
@@ -196,7 +321,9 @@ class Resident:
                 f"this conversation needs a context window of {n_ctx} tokens, {more / (1 << 30):.1f} GiB more, and "
                 f"{room / (1 << 30):.1f} GiB are free: close other programs, or start a new chat"
             )
-        return room - more
+        # Of all that a window takes, the most by far grows with it.
+        grown = self.context.processor_bytes * max(1.0, n_ctx / self.n_ctx)
+        return min(room - more, self._spare_beside(int(grown)))
 
     def abort(self) -> None:
         """Stop the computation that is going on; from any thread."""
@@ -216,6 +343,8 @@ class Resident:
             context_trained=self.model.n_ctx_train,
             kv_bytes=context.buffers.get("KV", 0) if context else 0,
             threads=context.threads if context else self._threads,
+            prefill_threads=context.prefill_threads if context else self._threads,
+            kept_bytes=self.cache.checkpoints.bytes_held if context and hasattr(self, "cache") else 0,
             layers=self.model.n_layer + 1,
             gpu_layers=self.model.offload.layers,
             devices=[

@@ -13,13 +13,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeVar
 
 from localchat.engine.job import Event, Job, ModelSpec
+from localchat.engine.prefix_saver import PrefixSaver
 from localchat.engine.resident import Resident, Wish
 from localchat.engine.running import Running
 from localchat.engine.sampling import Sampler, resolve
+from localchat.engine.shared_prefixes import SharedPrefixes
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.threads import ThreadController
 from localchat.errors import ContextExceeded, DoesNotFit, EngineFailed, Interrupted, LocalchatError
@@ -33,7 +36,26 @@ _JOINING_RESERVE = 256
 
 _WINDOW_STEP = 256
 
+_PREPARING_S = 0.1
+"""For how long prompts may be prepared between two steps of running answers; the one that is begun is ended."""
+
+_IDLE_S = 1.0
+"""How long nothing was computed until what was read is saved: whoever asks again at once does not wait for that."""
+
+_LAST_SAVING_S = 3.0
+"""How long saving may take where the model leaves memory; what is not saved by then must be read again one day."""
+
 T = TypeVar("T")
+
+
+class _Turn(Enum):
+    """What became of work that was first in the queue."""
+
+    BEGUN = auto()
+    WAITS = auto()
+    """For room, and whoever is behind it waits too."""
+    LETS_PASS = auto()
+    """For what another request is reading; others need not wait for that."""
 
 
 class Task:
@@ -45,9 +67,10 @@ class Task:
         context: int | None,
         run: Callable[[Resident], object],
         gpu_layers: int | None = None,
+        max_ram: int | None = None,
     ) -> None:
         self.spec = spec
-        self.wish = Wish(context, gpu_layers)
+        self.wish = Wish(context, gpu_layers, max_ram)
         self.run = run
         self.future: Future[object] = Future()
         self.cancelled = False
@@ -70,15 +93,29 @@ class Engine:
     """The engine's face to other threads. Nothing is loaded before it is asked for.
 
     `threads`: how many may compute; `context`: the window in tokens, or None to let it grow as conversations do;
-    `gpu_layers`: how many layers lie on GPUs, or None for as many as fit.
+    `gpu_layers`: how many layers lie on GPUs, or None for as many as fit; `saver` keeps on disk what models have read,
+    and ends with the engine; `max_ram` is the most memory, in bytes, that all of it may take;
+    `drafts`: look up in the text so far what may come next, while that makes answers faster.
     """
 
-    def __init__(self, threads: int, context: int | None = None, gpu_layers: int | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        context: int | None = None,
+        gpu_layers: int | None = None,
+        saver: PrefixSaver | None = None,
+        max_ram: int | None = None,
+        *,
+        drafts: bool = True,
+    ) -> None:
         self._controller = ThreadController(threads)
         self._context = context
         self._gpu_layers = gpu_layers
+        self._max_ram = max_ram
+        self._saver = saver
         self._queue: deque[Job | Task] = deque()
-        self._running = Running(self._controller)
+        self._running = Running(self._controller, drafts=drafts)
+        self._shared = SharedPrefixes()
         self._wake = threading.Condition()
         self._closing = False
         self._resident: Resident | None = None
@@ -104,13 +141,16 @@ class Engine:
         with self._wake:
             self._wake.notify()
 
-    def load(self, spec: ModelSpec, context: int | None = None, gpu_layers: int | None = None) -> Future[object]:
+    def load(
+        self, spec: ModelSpec, context: int | None = None, gpu_layers: int | None = None, max_ram: int | None = None
+    ) -> Future[object]:
         """Have a model in memory."""
-        return self._enqueue(Task(spec, context, lambda resident: None, gpu_layers)).future
+        return self._enqueue(Task(spec, context, lambda resident: None, gpu_layers, max_ram)).future
 
-    def tokenize(self, spec: ModelSpec, text: str) -> Future[object]:
+    def tokenize(self, spec: ModelSpec, text: str, max_ram: int | None = None) -> Future[object]:
         """The token ids (`list[int]`) of a text as the content of a message."""
-        return self._enqueue(Task(spec, None, lambda resident: resident.prompts.plain_tokens(text))).future
+        tokens = lambda resident: resident.prompts.plain_tokens(text)  # noqa: E731
+        return self._enqueue(Task(spec, None, tokens, max_ram=max_ram)).future
 
     def unload(self) -> None:
         """Give the memory back once the running requests are through; the next request loads again."""
@@ -119,7 +159,7 @@ class Engine:
             self._wake.notify()
 
     def close(self) -> None:
-        """End the thread; requests on their way fail."""
+        """End the thread; requests on their way fail. What was read is saved, for a few seconds at most."""
         with self._wake:
             self._closing = True
             for job in (*self._running.jobs, *self._queue):
@@ -142,6 +182,16 @@ class Engine:
         """What is in memory now."""
         return resident.describe() if (resident := self._resident) else None
 
+    @property
+    def max_ram(self) -> int | None:
+        """The ceiling that holds now, in bytes."""
+        return resident.ceiling if (resident := self._resident) else self._max_ram
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the process that belongs to the engine."""
+        return renderer.memory if (renderer := self._renderer) else 0
+
     def _enqueue(self, work: T) -> T:
         with self._wake:
             if self._closing:
@@ -159,11 +209,10 @@ class Engine:
             # Loading is a first measure of what the machine has to spare.
             self._controller.update()
             while True:
-                with self._wake:
-                    while not (self._queue or self._running.jobs or self._closing):
-                        self._wake.wait()
-                    if self._closing:
-                        break
+                if not (self._queue or self._running.jobs):
+                    self._rest()
+                if self._closing:
+                    break
                 self._admit()
                 if self._running.jobs:
                     self._step()
@@ -173,6 +222,32 @@ class Engine:
             self._unload()
             if self._renderer:
                 self._renderer.close()
+            if self._saver:
+                self._saver.close(_LAST_SAVING_S)
+
+    def _rest(self) -> None:
+        """Wait for something to do. After a while, what was read is saved, a piece at a time."""
+        wait_s: float | None = _IDLE_S
+        is_planned = False
+        while True:
+            with self._wake:
+                if not (self._queue or self._closing):
+                    self._wake.wait(wait_s)
+                if self._queue or self._closing:
+                    break
+            resident = self._resident
+            if not self._saver or not resident or not resident.has_context:
+                wait_s = None
+                continue
+            if not is_planned:
+                self._saver.idle.set()
+                if is_planned := not resident.saved.is_waiting:
+                    resident.saved.plan(resident.cache.sequences)
+            elif resident.saved.wait_s == 0:
+                resident.saved.step()
+            wait_s = resident.saved.wait_s if is_planned else _IDLE_S
+        if self._saver:
+            self._saver.idle.clear()
 
     def _end_all(self, error: LocalchatError) -> None:
         self._running.fail_all(error)
@@ -180,26 +255,24 @@ class Engine:
             work.fail(error)
         self._queue.clear()
 
-    def _unload(self) -> None:
+    def _unload(self, saving_s: float = _LAST_SAVING_S) -> None:
         if self._resident:
             resident, self._resident = self._resident, None
-            resident.close()
+            resident.close(saving_s)
 
     def _admit(self) -> None:
-        """Let in whoever is first in the queue, as long as there is room; order is never changed."""
-        while self._queue:
-            work = self._queue[0]
+        """Let in whoever is first in the queue, as long as there is room; nobody passes who would take another's."""
+        at, until = 0, time.monotonic() + _PREPARING_S
+        while at < len(self._queue):
+            if self._running.jobs and time.monotonic() > until:
+                return
+            work = self._queue[at]
             if work.cancelled or (isinstance(work, Task) and work.future.cancelled()):
-                self._queue.popleft()
+                del self._queue[at]
                 self._drop(work)
                 continue
             try:
-                if not self._let_in(work):
-                    for waiting in list(self._queue):
-                        if isinstance(waiting, Job):
-                            waiting.progress("queued", 0, 0)
-                    return
-                self._queue.popleft()
+                turn = self._let_in(work)
             except LocalchatError as error:
                 self._fail(work, error)
             except Exception as error:  # one failing request fails alone, whatever it was
@@ -207,6 +280,17 @@ class Engine:
                 self._fail(
                     work, LocalchatError(f"the engine stumbled over this request ({type(error).__name__}: {error})")
                 )
+            else:
+                if turn is _Turn.BEGUN:
+                    del self._queue[at]
+                    continue
+                at += 1
+                # More could not be let in together, so that more need not be prepared yet.
+                if turn is _Turn.WAITS or (self._resident and at >= self._resident.context.sequences):
+                    break
+        for waiting in list(self._queue):
+            if isinstance(waiting, Job):
+                waiting.progress("queued", 0, 0)
 
     def _drop(self, work: Job | Task) -> None:
         if isinstance(work, Job):
@@ -215,7 +299,7 @@ class Engine:
             work.future.cancel()
 
     def _fail(self, work: Job | Task, error: LocalchatError) -> None:
-        self._queue.popleft()
+        self._queue.remove(work)
         if self._resident and not self._resident.model.is_loaded:
             self._unload()
         if isinstance(work, Job) and work.has_answered and self._resident and self._resident.has_context:
@@ -224,47 +308,61 @@ class Engine:
         else:
             work.fail(error)
 
-    def _let_in(self, work: Job | Task) -> bool:
-        """Begin with one piece of work; False where it has to wait for others to end."""
+    def _let_in(self, work: Job | Task) -> _Turn:
+        """Begin with one piece of work, unless it has to wait for others."""
         if work.spec is _NO_MODEL:
             if self._running.jobs:
-                return False
+                return _Turn.WAITS
             self._unload()
-            return True
+            return _Turn.BEGUN
         wish = work.wish if isinstance(work, Task) else _wish_of(work)
+        ceiling = wish.max_ram or self._max_ram
         resident = self._resident
-        if not resident or not resident.spec.is_same(work.spec) or not resident.lies_as(wish.gpu_layers):
+        if (
+            not resident
+            or not resident.spec.is_same(work.spec)
+            or not resident.lies_as(wish.gpu_layers)
+            or not resident.is_planned_for(ceiling)
+        ):
             if self._running.jobs:
-                return False
+                return _Turn.WAITS
             self._load(work, wish)
         resident = self._resident
         assert resident
+        if resident.stands_out(ceiling):
+            if self._running.jobs:
+                return _Turn.WAITS
+            resident.resize(resident.most_context)
         if resident.crowded:  # all have stepped aside
             resident.make_room()
         if isinstance(work, Task):
             wanted = wish.context or self._context
             if wanted:
-                wanted = min(wanted, resident.model.n_ctx_train)
+                wanted = min(wanted, resident.most_context)
             if wanted and not resident.holds(wanted):
                 if self._running.jobs:
-                    return False
+                    return _Turn.WAITS
                 resident.resize(wanted)
             elif not resident.has_context:
                 resident.resize(resident.starting_context(wanted))
             work.finish(work.run(resident))
-            return True
+            return _Turn.BEGUN
         if not work.prompt:
             self._prepare(work, resident)
-        return self._seat(work, resident)
+        if self._running.jobs and self._shared.has_to_wait(work, self._running.jobs, resident.cache):
+            return _Turn.LETS_PASS
+        return _Turn.BEGUN if self._seat(work, resident) else _Turn.WAITS
 
     def _load(self, work: Job | Task, wish: Wish) -> None:
         self._unload()
         self._together = 0
         assert self._renderer
         layers = self._gpu_layers if wish.gpu_layers is None else wish.gpu_layers
-        wish = Wish(wish.context or self._context, layers)
-        self._resident = Resident(work.spec, self._renderer, self._controller.threads, self._watch_loading, wish)
-        self._running.forget_speed()
+        wish = Wish(wish.context or self._context, layers, wish.max_ram or self._max_ram)
+        self._resident = Resident(
+            work.spec, self._renderer, self._controller.threads, self._watch_loading, wish, self._saver
+        )
+        self._running.forget_speed(work.spec.tuning)
 
     def _watch_loading(self, fraction: float) -> bool:
         """Tell all who wait for these weights; False once the one they are loaded for has gone."""
@@ -282,14 +380,16 @@ class Engine:
         """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
         request, extras = job.request, job.request.localchat or Extras()
         job.loaded = max(job.arrived, resident.loaded)
-        trained = resident.model.n_ctx_train
-        cap = min(extras.context or self._context or trained, trained)
+        trained, allowed = resident.model.n_ctx_train, resident.most_context
+        cap = min(extras.context or self._context or trained, allowed)
 
         def check(tokens: int) -> None:
             if job.cancelled:
                 raise Interrupted("nobody waits for this answer any more")
             if tokens >= cap:
-                advice = f"set a larger context (up to {trained})" if cap < trained else "shorten it"
+                advice = f"set a larger context (up to {allowed})" if cap < allowed else "shorten it"
+                if cap == allowed < trained:
+                    advice = f"that is all that fits under the ceiling of {resident.said_ceiling}: raise --max-ram"
                 raise ContextExceeded(
                     f"the prompt has {tokens} tokens and the context window holds {cap}: {advice}, or start a new chat"
                 )
@@ -311,29 +411,42 @@ class Engine:
 
     def _seat(self, job: Job, resident: Resident) -> bool:
         """Give a prepared job a sequence, and the context a size that it fits into."""
+        extras, prompt = job.request.localchat or Extras(), job.prompt
         limit = job.request.token_limit() or _ANSWER_RESERVE
         reserve = max(1, min(limit, _ANSWER_RESERVE, job.limit - len(job.tokens)))
-        explicit = (job.request.localchat or Extras()).context or self._context
+        explicit = extras.context or self._context
         if not self._running.jobs:
             self._fit(job, resident, len(job.tokens) + reserve, explicit)
-        elif not resident.holds(min(explicit, job.limit) if explicit else len(job.tokens) + reserve):
+        elif resident.cache.is_full or not self._fits_beside(job, resident, reserve, explicit):
             return False
-        together = self._running.tokens() + len(job.tokens) + min(reserve, _JOINING_RESERVE)
-        if self._running.jobs and together > resident.n_ctx:
-            # The window is only made anew when nothing runs, so this one waits; but the next window shall hold all of
-            # them: whoever asks several things at once does so again.
-            if not explicit:
-                self._together = max(self._together, together)
-            return False
+        if not job.sampler:
+            # Before it has a sequence: whatever goes wrong here must not keep one.
+            job.sampler = Sampler(resident.model.n_vocab, job.sampling)
+            job.sampler.read(job.tokens)
         sequence = resident.cache.take(job.tokens)
         if not sequence:
             return False
+        assert prompt
+        resident.cache.mark_prompt(sequence, prompt.turns, len(prompt.tokens))
         job.seat(sequence)
-        if not job.sampler:
-            job.sampler = Sampler(resident.model.n_vocab, job.sampling)
-            job.sampler.read(job.tokens)
         self._running.jobs.append(job)
         return True
+
+    def _fits_beside(self, job: Job, resident: Resident, reserve: int, explicit: int | None) -> bool:
+        """Whether there is room beside those who are running, in a larger window if need be."""
+        alone = min(explicit, job.limit) if explicit else len(job.tokens) + reserve
+        joining = resident.cache.cells_to_add(job.tokens) + min(reserve, _JOINING_RESERVE)
+        together = self._running.tokens(resident) + joining
+        if resident.holds(max(alone, together)):
+            return True
+        if explicit:
+            return False
+        if resident.grow(resident.grown_context(max(alone, together), job.limit)):
+            return resident.holds(max(alone, together))
+        # The window can be made anew when nothing runs any more, and shall then hold all of them: whoever asks several
+        # things at once does so again.
+        self._together = max(self._together, together)
+        return False
 
     def _fit(self, job: Job, resident: Resident, need: int, explicit: int | None) -> None:
         """Make the window as large as the job wants it, or as memory allows. Raises `DoesNotFit` where it holds less
@@ -362,15 +475,16 @@ class Engine:
         try:
             # Those who stepped aside were let in before all who wait.
             self._queue.extendleft(self._running.step(self._resident))
+            self._resident.saved.read_rate = self._running.read_rate or self._resident.saved.read_rate
         except Exception as error:  # nobody knows what state the context is in: end what runs, and load anew
             traceback.print_exc(file=sys.stderr)
             self._running.fail_all(LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again"))
-            self._unload()
+            self._unload(saving_s=0)
 
 
 def _wish_of(job: Job) -> Wish:
     extras = job.request.localchat or Extras()
-    return Wish(extras.context, extras.gpu_layers)
+    return Wish(extras.context, extras.gpu_layers, extras.max_ram)
 
 
 def _rounded(size: int) -> int:

@@ -2,8 +2,9 @@
 
 A template comes with the model, so it is foreign code. The sandbox keeps it from Python's internals, but it can still
 burn processor and memory; here it can be killed without taking the engine along. One JSON object a line on stdin, one
-on stdout: first `{"template", "bos_token", "eos_token"}`, then render requests (`{"variables", "began"}`: messages among
-the former, and the time that the template shall take for now), each answered by `{"text"}`, `{"refused"}` (the template's own objection) or `{"broken"}` (it cannot run).
+on stdout: first `{"template", "bos_token", "eos_token"}`, then render requests (`{"variables", "began"}`: messages
+among the former, and the time that the template shall take for now), each answered by `{"text"}`, `{"refused"}` (the
+template's own objection) or `{"broken"}` (it cannot run).
 
 Run as a script, it imports nothing of localchat: its start is on the way to a first answer.
 """

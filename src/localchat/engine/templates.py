@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localchat.errors import LocalchatError
+from localchat.hardware import resident_memory
 from localchat.safe_text import safe_line
 
 RENDER_LIMIT_S = 2.0
@@ -44,6 +45,11 @@ class TemplateRenderer:
         )
         self._is_ready = self._is_set_up = False
         self._received = bytearray()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the process has in memory."""
+        return resident_memory(self._process.pid)
 
     def use(self, template: str, bos_token: str, eos_token: str) -> None:
         """Compile `template` for the renders that follow. Raises `TemplateBroken`."""

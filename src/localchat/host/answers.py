@@ -137,6 +137,24 @@ class StreamedAnswer(Response):
         return self._chunk(choices=[last]) + self._chunk(usage=finished.usage)
 
 
+class Gathering:
+    """Puts an answer together on the engine's thread; the mailbox gets all of its text with its end."""
+
+    def __init__(self, mailbox: Mailbox[Event | Gone]) -> None:
+        self._mailbox = mailbox
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+
+    def put(self, event: Event) -> None:
+        """Take an event; progress is for who watches."""
+        if isinstance(event, Piece):
+            self._content.append(event.content)
+            self._reasoning.append(event.reasoning)
+        elif not isinstance(event, protocol.Progress):
+            self._mailbox.put(Piece("".join(self._reasoning), "".join(self._content)))
+            self._mailbox.put(event)
+
+
 async def whole_answer(answer: Answer, receive: Receive) -> Response:
     """The answer in one piece, once it is complete."""
     watcher = asyncio.create_task(answer.watch(receive))

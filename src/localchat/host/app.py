@@ -16,7 +16,7 @@ from localchat import protocol
 from localchat.engine.job import Event
 from localchat.engine.scheduler import Engine
 from localchat.errors import EngineFailed, EngineLeaving, LocalchatError, UsageError
-from localchat.host.answers import Answer, Gone, StreamedAnswer, whole_answer
+from localchat.host.answers import Answer, Gathering, Gone, StreamedAnswer, whole_answer
 from localchat.host.guard import error_response
 from localchat.host.life import Life
 from localchat.host.mailbox import Mailbox
@@ -90,7 +90,13 @@ class _Routes:
         status = self._life.status()
         return _json(
             msgspec.structs.replace(
-                status, active=active, queued=queued, answered=self._engine.answered, model=self._engine.loaded()
+                status,
+                active=active,
+                queued=queued,
+                answered=self._engine.answered,
+                taken_bytes=status.resident_bytes + self._engine.beside,
+                max_ram=self._engine.max_ram,
+                model=self._engine.loaded(),
             )
         )
 
@@ -100,7 +106,9 @@ class _Routes:
         may_hash = not (body.localchat and body.localchat.verified_only)
         spec = await asyncio.to_thread(spec_of, body.model, may_hash=may_hash)
         mailbox: Mailbox[Event | Gone] = Mailbox()
-        job = self._engine.submit(spec, body, mailbox.put)
+        # Who wants the whole answer is not woken for its pieces: with many side by side that would slow all of them.
+        sink = mailbox.put if body.stream else Gathering(mailbox).put
+        job = self._engine.submit(spec, body, sink)
         answer = Answer(body, spec.name, lambda: self._engine.cancel(job), mailbox)
         if body.stream:
             return StreamedAnswer(answer)
@@ -109,7 +117,7 @@ class _Routes:
     async def load(self, request: Request) -> Response:
         body = await _body(request, protocol.LoadRequest)
         spec = await asyncio.to_thread(spec_of, body.model, may_hash=not body.verified_only)
-        await asyncio.wrap_future(self._engine.load(spec, body.context, body.gpu_layers))
+        await asyncio.wrap_future(self._engine.load(spec, body.context, body.gpu_layers, body.max_ram))
         return await self.status(request)
 
     async def unload(self, request: Request) -> Response:
@@ -119,7 +127,7 @@ class _Routes:
     async def tokenize(self, request: Request) -> Response:
         body = await _body(request, protocol.TokenizeRequest)
         spec = await asyncio.to_thread(spec_of, body.model, may_hash=not body.verified_only)
-        tokens = await asyncio.wrap_future(self._engine.tokenize(spec, body.text))
+        tokens = await asyncio.wrap_future(self._engine.tokenize(spec, body.text, body.max_ram))
         return _json({"tokens": tokens})
 
     async def stop(self, request: Request) -> Response:

@@ -19,12 +19,13 @@ from pathlib import Path
 
 from localchat import __version__
 from localchat.engine import llama
+from localchat.engine.prefix_saver import PrefixSaver
 from localchat.engine.scheduler import Engine
 from localchat.engine.threads import most_threads
 from localchat.errors import EngineFailed, LocalchatError, NeedsVerification
 from localchat.locks import FileLock
 from localchat.paths import HOST_LOG_MARK, paths, private_folder
-from localchat.settings import settings
+from localchat.settings import max_ram, settings, size_bytes
 
 _OTHER_HOST_S = 30.0
 """How long to wait for a host that is just leaving, or just starting."""
@@ -74,7 +75,15 @@ def run_host(options: HostOptions) -> None:
         # On this thread, before another one competes with it for the interpreter: loading needs no interpreter.
         llama.api()
         gpu_layers = settings().gpu_layers if options.gpu_layers is None else options.gpu_layers
-        engine = Engine(most_threads(), options.context or settings().context, gpu_layers)
+        saver = PrefixSaver(paths().prefixes, size_bytes(settings().prefix_cache))
+        engine = Engine(
+            most_threads(),
+            options.context or settings().context,
+            gpu_layers,
+            saver,
+            max_ram(),
+            drafts=settings().drafts,
+        )
         try:
             if options.preload is not None:
                 _preload(engine, options)

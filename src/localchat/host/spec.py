@@ -11,6 +11,8 @@ from localchat.engine.offload import Weights
 from localchat.errors import NoSuchModel, UsageError
 from localchat.models import store
 from localchat.safe_text import safe_line
+from localchat.trials import key_of, tuning_of
+from localchat.tuning import Tuning
 
 
 def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
@@ -30,11 +32,12 @@ def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
         # Another process removes models too.
         raise NoSuchModel(f"{safe_line(file.name)} cannot be read any more ({error.strerror}): ask again") from error
     version = (status.st_size, status.st_mtime_ns, status.st_ino)
-    weights: Callable[[], Weights] = partial(_weights, file.path)
-    return ModelSpec(file.name, file.path, file.sampling, version, weights, file.sha256 or "")
+    tuning = tuning_of(key_of(file.sha256, file.path, file.size))
+    weights: Callable[[], Weights] = partial(_weights, file.path, tuning)
+    return ModelSpec(file.name, file.path, file.sampling, version, weights, file.sha256 or "", tuning)
 
 
-def _weights(path: Path) -> Weights:
+def _weights(path: Path, tuning: Tuning) -> Weights:
     """Where the model's bytes are, and how many of its layers fit a GPU. Raises `DamagedFile`."""
     from localchat.models import fit, shape
     from localchat.models.gguf import joined, read_header, shards
@@ -45,6 +48,6 @@ def _weights(path: Path) -> Weights:
 
     def fitting(context: int, room: int) -> int:
         window = min(context, header.context or context)
-        return fit.layers_on_gpu(of_model, header.layer_bytes, head, window, room)
+        return fit.layers_on_gpu(of_model, header.layer_bytes, head, window, room, tuning=tuning)
 
     return Weights(header.layer_bytes, head, header.is_tied, fitting)

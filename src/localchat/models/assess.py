@@ -16,7 +16,9 @@ from localchat.machine import Machine
 from localchat.models import fit
 from localchat.models.fit import Memory, Speed, Verdict, Weights
 from localchat.models.shape import Shape
-from localchat.settings import settings
+from localchat.settings import max_ram, settings
+from localchat.trials import Kept, Speeds
+from localchat.tuning import Tuning
 
 USUAL_CONTEXT = 4096
 """Tokens for which memory is computed where nobody says otherwise: what the engine begins with."""
@@ -33,6 +35,9 @@ READABLE_DECODE = 7.0
 _TURN_READ, _TURN_ANSWERED = 300, 300
 # Speeds this close are the same, measured on a machine that does other things too.
 _SAME_SPEED = 1.1
+
+_ENGINE_BYTES = 110 << 20
+"""What the engine takes beside weights, window and buffers; under a ceiling that counts too."""
 
 _QUALITY = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K_L": 6.7, "Q6_K": 6.6, "Q5_K_L": 5.8, "Q5_K_M": 5.7,
@@ -69,10 +74,21 @@ class Circumstances:
         """What holds now; `freed` bytes would come free (an engine's, which makes room for the next model)."""
         return cls(
             machine or machines.load() or machines.guess(),
-            available_memory() + freed,
+            min(available_memory() + freed, _allowed()),
             context or settings().context or USUAL_CONTEXT,
             tuple(devices),
         )
+
+
+def _allowed() -> int:
+    """What the person's ceiling leaves for a model beside the engine itself; very much where there is none."""
+    most = max_ram()
+    return 1 << 62 if most is None else max(0, most - _ENGINE_BYTES)
+
+
+def is_capped(available: int) -> bool:
+    """Whether the person's ceiling is what decided how much memory is available."""
+    return max_ram() is not None and available == _allowed()
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,7 @@ class Assessment:
     """How a model would do. `memory` and `fits` are None where not even its size is known.
 
     `speed` is the processor's alone. `estimated`: a size or shape was not known and stands for what is usual.
+    `measured`: the speed was measured with this very model on this machine, not concluded from its kernels.
     """
 
     memory: Memory | None
@@ -97,6 +114,7 @@ class Assessment:
     context: int
     estimated: bool = False
     gpu: OnGpu | None = None
+    measured: bool = False
 
     @property
     def best_speed(self) -> Speed:
@@ -113,10 +131,14 @@ def assess(
     parameters: int | None = None,
     trained: int | None = None,
     weights: Weights | None = None,
+    kept: Kept | None = None,
+    correction: Speeds | None = None,
 ) -> Assessment:
     """Judge one file: its quantization `label`, `size` in bytes, and what else is known of it.
 
     `weights` are those of its header, where that was read; `trained` is the context that the model was made for.
+    `kept` is what `localchat bench` and `tune` found out about it: then speeds are measured, and memory is that of its
+    tuning. `correction` is what a prediction for the processor is multiplied by (`trials.correction`).
     """
     context = min(circumstances.context, trained or circumstances.context)
     estimated = size is None or shape is None
@@ -127,17 +149,32 @@ def assess(
     if shape is None:
         memory = Memory(size, size // 20, 200 << 20)
         return Assessment(memory, fit.judge(memory.total, circumstances.available), Speed(None, None), context, True)
-    memory = fit.memory(shape, size, context)
+    tuning = kept.tuning if kept else Tuning()
+    memory = fit.memory(shape, size, context, tuning=tuning)
     weights = weights or fit.typical_bytes(label, size, shape)
-    speed = fit.speed(shape, weights, circumstances.machine)
+    speed = corrected(fit.speed(shape, weights, circumstances.machine), correction)
     planned = max(context, min(_PLANNED_CONTEXT, trained or _PLANNED_CONTEXT))
-    gpu, moved = _on_gpu(circumstances, shape, size, weights, planned)
+    gpu, moved = _on_gpu(circumstances, shape, size, weights, planned, tuning)
     verdict = fit.judge(memory.total - moved, circumstances.available)
-    return Assessment(memory, verdict, speed, context, estimated, gpu)
+    found = kept.speeds if kept else None
+    if kept and found and not kept.gpu_layers:
+        speed = Speed(found.decode, found.prefill)
+    elif kept and found and gpu and gpu.layers == kept.gpu_layers:
+        gpu = OnGpu(gpu.layers, gpu.of, Speed(found.decode, found.prefill))
+    else:
+        found = None
+    return Assessment(memory, verdict, speed, context, estimated, gpu, measured=found is not None)
+
+
+def corrected(speed: Speed, correction: Speeds | None) -> Speed:
+    """A prediction, multiplied by what another one was wrong by."""
+    if not correction or not speed.decode or not speed.prefill:
+        return speed
+    return Speed(speed.decode * correction.decode, speed.prefill * correction.prefill)
 
 
 def _on_gpu(
-    circumstances: Circumstances, shape: Shape, size: int, weights: Weights, context: int
+    circumstances: Circumstances, shape: Shape, size: int, weights: Weights, context: int, tuning: Tuning
 ) -> tuple[OnGpu | None, int]:
     """How it would do on the GPUs, and the bytes that need not be in the machine's memory then."""
     device = next((one for one in circumstances.devices if circumstances.machine.device(one.name)), None)
@@ -146,7 +183,8 @@ def _on_gpu(
     head = min(size, sum(weights.get("head", {}).values()))
     # Layers are nearly alike; the header tells exactly, and the engine goes by that.
     each = (size - head) // shape.layers
-    layers = fit.layers_on_gpu(shape, [each] * shape.layers, head, context, room_on(circumstances.devices))
+    room = room_on(circumstances.devices)
+    layers = fit.layers_on_gpu(shape, [each] * shape.layers, head, context, room, tuning=tuning)
     if not layers:
         return None, 0
     speed = fit.speed(shape, weights, circumstances.machine, gpu_layers=layers, device=device.name)

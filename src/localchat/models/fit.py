@@ -1,7 +1,8 @@
 """How much memory a model needs at a context window, whether that fits, how much of it fits a GPU, and how fast it is.
 
 The formulas are llama.cpp's own, for the window as the engine opens it: one KV cache shared by all sequences, sliding
-layers that keep their window only, micro-batches of 512 tokens, logits for one token of each sequence, flash attention.
+layers that keep their window only, logits for one token of each sequence; micro-batches of 512 tokens and flash
+attention where a tuning says nothing else.
 They were held against the engine's own figures (`tests/models/test_fit.py`). Sizes are bytes, contexts tokens.
 """
 
@@ -16,7 +17,9 @@ import msgspec
 from localchat.machine import Attention, Figures, Machine
 from localchat.models.gguf_types import bytes_of, values_of
 from localchat.models.shape import Layer, Shape
-from localchat.tuning import MICRO_BATCH, sequences
+from localchat.tuning import MICRO_BATCH, Tuning, sequences
+
+_USUAL = Tuning()
 
 Verdict = Literal["yes", "tight", "no"]
 
@@ -50,15 +53,15 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 def memory(
-    shape: Shape, weights_bytes: int, context: int, *, kv_type: str = "f16", side_by_side: int | None = None
+    shape: Shape, weights_bytes: int, context: int, *, tuning: Tuning = _USUAL, side_by_side: int | None = None
 ) -> Memory:
     """What a model of `shape` takes with a window of `context` tokens; `weights_bytes` is its file's size.
 
     `side_by_side`: sequences that the window is made for (None: as many as the engine makes it for).
     """
     count = side_by_side or _sequences(shape)
-    kv = sum(_kv(layer, context, kv_type, count) for layer in shape.memory_layers)
-    return Memory(weights_bytes, kv, _compute(shape, context, count))
+    kv = sum(_kv(layer, context, tuning, count) for layer in shape.memory_layers)
+    return Memory(weights_bytes, kv, _compute(shape, context, tuning, count))
 
 
 def judge(need: int, available: int) -> Verdict:
@@ -75,7 +78,7 @@ def layers_on_gpu(
     context: int,
     free: int,
     *,
-    kv_type: str = "f16",
+    tuning: Tuning = _USUAL,
     side_by_side: int | None = None,
 ) -> int:
     """The `n_gpu_layers` that fit into `free` bytes of a device, from 0 (none) to one more than there are layers.
@@ -84,11 +87,11 @@ def layers_on_gpu(
     cache (`layer_bytes` are those of each layer, first to last). The token embeddings always stay with the processor.
     """
     count = side_by_side or _sequences(shape)
-    room = int(free * (1 - _DEVICE_MARGIN)) - _compute(shape, context, count)
+    room = int(free * (1 - _DEVICE_MARGIN)) - _compute(shape, context, tuning, count)
     remembered = shape.memory_layers
     needs = [head_bytes]
     for index in reversed(range(len(layer_bytes))):
-        kv = _kv(remembered[index], context, kv_type, count) if index < len(remembered) else 0
+        kv = _kv(remembered[index], context, tuning, count) if index < len(remembered) else 0
         needs.append(layer_bytes[index] + kv)
     fitting = 0
     for need in needs:
@@ -132,6 +135,13 @@ def speed(
         decode += once * part
         prefill += many * part
     return Speed(1 / decode, 1 / prefill)
+
+
+def moved_bytes(shape: Shape, weights: Weights, context: int = 512, *, tuning: Tuning = _USUAL) -> int:
+    """Bytes that the processor reads for one token of an answer: the weights it uses, and what the layers remember."""
+    seen = sum(bytes_of((tuning.kv_type or "f16").upper(), layer.kv * min(context, layer.window or context))
+               for layer in shape.memory_layers)  # fmt: skip
+    return int(sum(_read(shape, weights).values()) + sum(_head(weights).values())) + seen
 
 
 def _token_seconds(shape: Shape, weights: Weights, figures: Figures, context: int) -> float | None:
@@ -294,33 +304,39 @@ def _sequences(shape: Shape) -> int:
     return sequences(is_stateful=any(layer.window or layer.state for layer in shape.memory_layers))
 
 
-def _kv(layer: Layer, context: int, kv_type: str, count: int) -> int:
+def _kv(layer: Layer, context: int, tuning: Tuning, count: int) -> int:
     """Bytes that one layer remembers."""
-    cells = _cells(context, layer.window, count)
-    return bytes_of(kv_type.upper(), layer.kv * cells) + layer.state * count * _FLOAT
+    cells = _cells(context, layer.window, tuning, count)
+    return bytes_of((tuning.kv_type or "f16").upper(), layer.kv * cells) + layer.state * count * _FLOAT
 
 
-def _compute(shape: Shape, context: int, count: int) -> int:
+def _compute(shape: Shape, context: int, tuning: Tuning, count: int) -> int:
     """Bytes of the compute and output buffers.
 
     llama.cpp lays the intermediate values of a micro-batch out as tightly as it can; at its fullest moment, in the
     feed-forward part, these are there at once. In a mixture of experts every expert's result has the model's width.
+    Without flash attention every head's look at the whole window is written down.
     """
-    batch = min(MICRO_BATCH, context)
+    batch = min(tuning.micro_batch or MICRO_BATCH, context)
     windows = {layer.window for layer in shape.memory_layers if layer.kv}
-    masks = sum(_cells(context, window, count) for window in windows) * batch * _HALF
+    masks = sum(_cells(context, window, tuning, count) for window in windows) * batch * _HALF
     feed_forward = shape.feed_forward or _USUAL_FEED_FORWARD * shape.embedding
     if shape.experts_used:
         width = 2 * (shape.experts_used * shape.embedding + feed_forward)
     else:
         width = 3 * feed_forward + 3 * shape.embedding + (shape.heads * shape.key_length or shape.embedding)
     logits = shape.vocabulary * count * _FLOAT
-    return masks + max(batch * width * _FLOAT, logits) + logits
+    attention = 0
+    if tuning.flash_attention is False and windows:
+        masks *= _FLOAT // _HALF
+        seen = max(_cells(context, window, tuning, count) for window in windows)
+        attention = batch * _FLOAT * (shape.heads * seen + 4 * (shape.heads * shape.key_length or shape.embedding))
+    return masks + max(batch * width * _FLOAT, logits, attention) + logits
 
 
-def _cells(context: int, window: int, count: int) -> int:
+def _cells(context: int, window: int, tuning: Tuning, count: int) -> int:
     """Tokens for which a layer has room."""
     if window:
         # Every sequence may have its own window, and the micro-batch that is being read comes on top.
-        context = min(context, window * count + MICRO_BATCH)
+        context = min(context, window * count + (tuning.micro_batch or MICRO_BATCH))
     return -(-max(1, context) // _GRAIN) * _GRAIN

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from localchat import trials
 from localchat.errors import FetchError, LocalchatError
 from localchat.models import about, plan, store
 from localchat.models.about import About
@@ -36,7 +37,8 @@ class Row(msgspec.Struct, kw_only=True):
     """One model in one quantization. Sizes and memory are bytes, contexts tokens, speeds tokens/s; None: not known.
 
     `memory` is what it needs with a window of `context` tokens (`trained` is the largest). `estimated`: the figures
-    stand on what is usual, as its size or shape is not known yet. `recommended` is the reason, for the one that is.
+    stand on what is usual, as its size or shape is not known yet. `measured`: the speed was measured with this model
+    (`localchat bench`), not concluded from the machine's kernels. `recommended` is the reason, for the one that is.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Row(msgspec.Struct, kw_only=True):
     gpu_layers: int | None = None
     layers: int | None = None
     estimated: bool = False
+    measured: bool = False
     recommended: str = ""
     installed: bool = False
     verified: bool = False
@@ -149,6 +152,8 @@ def _installed(
         shape=shape,
         trained=trained,
         weights=facts.weights if facts else None,
+        kept=trials.of_model(trials.key_of(file.sha256, file.path, file.size)),
+        correction=trials.correction(entry.name) if entry else None,
     )
     abilities: list[str] = list(entry.abilities) if entry else []
     if not abilities and facts:
@@ -209,6 +214,7 @@ def _row(row: Row, how: Assessment) -> Row:
     row.tokens_per_second = how.speed.decode
     row.prefill_tokens_per_second = how.speed.prefill
     row.estimated = how.estimated
+    row.measured = how.measured
     if how.gpu:
         row.gpu_tokens_per_second = how.gpu.speed.decode
         row.gpu_layers, row.layers = how.gpu.layers, how.gpu.of

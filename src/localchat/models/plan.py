@@ -14,9 +14,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from localchat import trials
 from localchat.errors import DoesNotFit, FetchError, NoSuchModel, UsageError
 from localchat.models import wanted as wanted_files
-from localchat.models.assess import Assessment, Circumstances, assess, choose
+from localchat.models.assess import Assessment, Circumstances, assess, choose, is_capped
 from localchat.models.catalogue import Entry, Quantization, catalogue
 from localchat.models.names import (
     RefusedName,
@@ -71,9 +72,11 @@ class Plan:
         """Raise `DoesNotFit` where the model cannot run in the memory that is free."""
         memory = self.assessment.memory
         if self.assessment.fits == "no" and memory:
+            capped = is_capped(self.available)
+            state = "left for it under --max-ram: raise it" if capped else "free: close other programs"
             raise DoesNotFit(
                 f"{self.name} ({self.label}) needs {memory.total / _GB:.1f} GB with a context of "
-                f"{self.assessment.context:,} tokens and {self.available / _GB:.1f} GB are free: close other programs, "
+                f"{self.assessment.context:,} tokens and {self.available / _GB:.1f} GB are {state}, "
                 "take a smaller model or quantization (`localchat models` shows what fits), or fetch it anyway with "
                 f"`localchat pull --force {self.name}`"
             )
@@ -145,6 +148,8 @@ def assess_entry(entry: Entry, quantization: Quantization, circumstances: Circum
         shape=entry.shape,
         parameters=entry.parameters,
         trained=entry.context,
+        kept=trials.of_model(quantization.sha256) if quantization.sha256 else None,
+        correction=trials.correction(entry.name),
     )
 
 

@@ -49,7 +49,7 @@ class Beside:
         def failed(error: LocalchatError) -> None:
             self._session.tell(lambda view: view.said(f"no summary: {error.message}"))
 
-        asked = summary_request(older, self._session.settings)
+        asked = summary_request(older, self._session.settings, keep=self._session.kept.keeps)
         self.cancel()
         self.errand = Errand("summarising", self._engine, asked, self._clock(), done, failed)
         return ""
@@ -91,5 +91,9 @@ class Beside:
                 self._session.tell(lambda view: view.listed())
 
         self.errand = Errand(
-            "naming the chat", self._engine, title_request(path, self._session.settings), self._clock(), done
+            "naming the chat",
+            self._engine,
+            title_request(path, self._session.settings, keep=self._session.kept.keeps),
+            self._clock(),
+            done,
         )

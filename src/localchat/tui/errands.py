@@ -67,14 +67,14 @@ class Errand:
         self._exchange.stop()
 
 
-def title_request(path: Sequence[Node], settings: ChatSettings) -> ChatRequest:
-    """The request for a chat's title."""
-    return _beside(path, settings, _TITLE, _TITLE_TOKENS)
+def title_request(path: Sequence[Node], settings: ChatSettings, *, keep: bool = True) -> ChatRequest:
+    """The request for a chat's title (`keep` as in `requests.request`)."""
+    return _beside(path, settings, _TITLE, _TITLE_TOKENS, keep)
 
 
-def summary_request(path: Sequence[Node], settings: ChatSettings) -> ChatRequest:
+def summary_request(path: Sequence[Node], settings: ChatSettings, *, keep: bool = True) -> ChatRequest:
     """The request for a summary of a path. What does not fit into the window any more is not in it."""
-    return _beside(path, settings, _SUMMARY, _SUMMARY_TOKENS)
+    return _beside(path, settings, _SUMMARY, _SUMMARY_TOKENS, keep)
 
 
 def title_from(text: str) -> str:
@@ -85,8 +85,8 @@ def title_from(text: str) -> str:
     return line if is_title else ""
 
 
-def _beside(path: Sequence[Node], settings: ChatSettings, question: str, tokens: int) -> ChatRequest:
+def _beside(path: Sequence[Node], settings: ChatSettings, question: str, tokens: int, keep: bool) -> ChatRequest:
     asked = Node(0, path[-1].id, Message("user", question))
-    whole = request([*path, asked], settings)
+    whole = request([*path, asked], settings, keep=keep)
     extras = msgspec.structs.replace(whole.localchat or Extras(), overflow="slide", thinking=False)
     return msgspec.structs.replace(whole, max_tokens=tokens, stop=None, localchat=extras)

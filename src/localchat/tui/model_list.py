@@ -130,10 +130,12 @@ def about(row: Row, overview: Overview) -> str:
         facts.append(f"recommended here: {row.recommended}")
     if row.memory:
         need = f"needs {'about ' if row.estimated else ''}{size(row.memory)} of memory with a context of "
+        from localchat.models.assess import is_capped
+
+        state = "left for it under --max-ram" if is_capped(overview.available) else "free"
         verdict = {"yes": "it fits", "tight": "it fits tightly", "no": "it does not fit"}.get(row.fits or "", "")
-        facts.append(
-            f"{need}{row.context:,} tokens, {size(overview.available)} are free" + (f": {verdict}" if verdict else "")
-        )
+        there = f"{size(overview.available)} are {state}"
+        facts.append(f"{need}{row.context:,} tokens, {there}" + (f": {verdict}" if verdict else ""))
     if row.gpu_layers:
         facts.append(f"{row.gpu_layers} of {row.layers} layers on the GPU")
     if row.trained:

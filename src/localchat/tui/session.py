@@ -174,7 +174,7 @@ class Session:
         else:
             prompt.id = question
             self._hang(prompt, answer, reply)
-            self._begin(reply, request(self.tree.path(question), self.settings))
+            self._begin(reply, self._request(self.tree.path(question)))
             self.tell(lambda view: view.listed())
             return
         self.running = None
@@ -221,7 +221,7 @@ class Session:
             self.tree.add(answer)
         self.tree.go_to(answer.id)
         self._take_up(answer, reply)
-        self._begin(reply, request(self.tree.path(question.id), self.settings))
+        self._begin(reply, self._request(self.tree.path(question.id)))
         self.tell(lambda view: view.shown())
 
     async def once_more(self) -> None:
@@ -264,7 +264,7 @@ class Session:
         self._take_up(target, reply)
         go_on = bool(reply.text or reply.reasoning)
         path = self.tree.path(node) if go_on else self.tree.path(target.parent)
-        self._begin(reply, request(path, self.settings, go_on=go_on))
+        self._begin(reply, self._request(path, go_on=go_on))
         self.tell(lambda view: view.shown())
 
     def stop(self) -> None:
@@ -341,6 +341,9 @@ class Session:
             self.kept.leave_draft(one.text, one.attachments)
         if self.running:
             self.stop()
+
+    def _request(self, path: list[Node], *, go_on: bool = False) -> ChatRequest:
+        return request(path, self.settings, go_on=go_on, keep=self.kept.keeps)
 
     def _begin(self, reply: Reply, what: ChatRequest) -> None:
         if not reply.running:

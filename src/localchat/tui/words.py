@@ -13,6 +13,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def brief(seconds: float) -> str:
+    """The same, with a tenth where that matters."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
 def tokens(count: int) -> str:
     """A number of tokens in words."""
     return f"{count:,} token{'' if count == 1 else 's'}"

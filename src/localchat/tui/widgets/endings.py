@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from localchat.chats.reply import Reply
 from localchat.safe_text import safe_line
 from localchat.tui.widgets.pieces import Part, Words
-from localchat.tui.words import duration, tokens
+from localchat.tui.words import brief, duration, tokens
 
 
 def ending(reply: Reply, key: Callable[[str], str]) -> Iterator[tuple[Part, Words]]:
@@ -17,6 +17,8 @@ def ending(reply: Reply, key: Callable[[str], str]) -> Iterator[tuple[Part, Word
         yield "notes", [(safe_line(warning), "muted")]
     if reply.dropped_messages:
         yield "notes", [(f"the model no longer saw the first {reply.dropped_messages} messages", "muted")]
+    if (saved := reply.saved_seconds) is not None:
+        yield "notes", [(f"read {tokens(reply.cached_tokens or 0)} from cache, saved {duration(saved)}", "muted")]
     if reply.state == "broken":
         yield "notes", [(reply.note or f"broke off: the program ended in the middle{helps}", "muted")]
     elif reply.state == "stopped":
@@ -45,9 +47,13 @@ def figures(reply: Reply) -> str:
     if reply.usage:
         known.append(f"{tokens(reply.usage.prompt_tokens)} read")
     if reply.cached_tokens is not None:
-        known.append(f"{reply.cached_tokens:,} from cache")
+        place = " the disk" if reply.restored_from == "disk" else ""
+        saved = f" ({brief(reply.saved_ms / 1000)} saved)" if reply.saved_ms else ""
+        known.append(f"{reply.cached_tokens:,} from{place} cache{saved}")
     if made := reply.completion_tokens():
         known.append(f"{made:,} made")
+    if reply.drafted_tokens:
+        known.append(f"{reply.accepted_tokens:,} of {reply.drafted_tokens:,} drafted tokens accepted")
     if speed := reply.tokens_per_second(0.0):
         known.append(f"{speed:.{1 if speed < 10 else 0}f} tokens/s")
     if reply.timings and reply.timings.total_ms:
