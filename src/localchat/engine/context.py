@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
+from localchat.engine import attention
 from localchat.engine import llama as llama_log
 from localchat.engine.llama import api, buffer_bytes, cache_bytes, complaints, device_bytes, shortage
 from localchat.engine.model import Model
@@ -43,7 +44,11 @@ class Context:
 
     def __init__(self, model: Model, n_ctx: int, threads: int, tuning: Tuning = Tuning()) -> None:  # noqa: B008
         llama = api()
+        tuning = attention.chosen(model, n_ctx, tuning)
+        bite = min(tuning.micro_batch or MICRO_BATCH, n_ctx)
         need, room = int(model.kv_bytes_estimate(n_ctx) * model.offload.kept_share) + SAFETY_BYTES, available_memory()
+        if tuning.flash_attention is False:
+            need += attention.scores_bytes(model, n_ctx, bite)
         if need > room and not model.is_weightless:
             raise DoesNotFit(
                 f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "
@@ -51,7 +56,7 @@ class Context:
             )
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = min(tuning.micro_batch or MICRO_BATCH, n_ctx)
+        params.n_batch = params.n_ubatch = bite
         is_stateful = model.is_recurrent or model.n_swa > 0
         self.sequences = sequences(is_stateful=is_stateful)
         # Where pieces of the others can be cut out to be saved, and put back, it is done in one more.
@@ -81,6 +86,7 @@ class Context:
         self._is_offloaded = model.offload.layers > 0
         self.n_ctx: int = llama.llama_n_ctx(self._context)
         self.tuning = tuning
+        """As the window was made: with attention and micro-batch chosen, where nobody had decided."""
         self.threads, self.prefill_threads = int(params.n_threads), int(params.n_threads_batch)
         self.batch_size = int(params.n_batch)
         self.buffers = buffer_bytes(logged)

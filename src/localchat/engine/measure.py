@@ -167,8 +167,13 @@ class Bench:
 
             return self._seconds(build), each * count, count
 
-    def attention(self, cells: int, heads: int, heads_kv: int, head: int, batch: int) -> float:
-        """Seconds for attention of `batch` tokens to `cells` others, laid out as in a 16-bit cache."""
+    def attention(
+        self, cells: int, heads: int, heads_kv: int, head: int, batch: int, least_s: float | None = None
+    ) -> float:
+        """Seconds for attention of `batch` tokens to `cells` others, laid out as in a 16-bit cache.
+
+        It is computed again and again for `least_s` seconds, or as long as everything is.
+        """
         ggml = library()
 
         def laid_out(context: Any, kind: int, count: int, length: int) -> Any:
@@ -181,7 +186,7 @@ class Bench:
             mask = ggml.ggml_new_tensor_2d(context, _F16, cells, batch)
             return [ggml.ggml_flash_attn_ext(context, query, keys, values, mask, head**-0.5, 0.0, 0.0)]
 
-        return self._seconds(build)
+        return self._seconds(build, least_s)
 
     def layer_seconds(self, layers: int = 64) -> float:
         """Seconds for the small steps of one layer: seven products, ten passes over the values, all very small."""
@@ -211,7 +216,7 @@ class Bench:
         self.had += processor
         return processor if self._threads == 1 else seconds
 
-    def _seconds(self, build: Callable[[Any], list[Any]]) -> float:
+    def _seconds(self, build: Callable[[Any], list[Any]], least_s: float | None = None) -> float:
         """The shortest of several computations of the graph that `build` makes; infinite where the device cannot."""
         ggml = library()
         with descriptions() as context:
@@ -225,7 +230,7 @@ class Bench:
             try:
                 ggml.ggml_backend_buffer_clear(buffer, 0x3C)
                 ggml.ggml_backend_graph_compute(self._backend, graph)
-                shortest, times, end = math.inf, 0, time.perf_counter() + _SECONDS
+                shortest, times, end = math.inf, 0, time.perf_counter() + (_SECONDS if least_s is None else least_s)
                 while times < 2 or time.perf_counter() < end:
                     shortest = min(shortest, self._compute(graph))
                     times += 1

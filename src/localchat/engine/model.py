@@ -58,6 +58,8 @@ class Model:
         self.n_layer: int = llama.llama_model_n_layer(self._model)
         self.parameters: int = llama.llama_model_n_params(self._model)
         self.architecture = self.metadata("general.architecture") or "unknown"
+        self.heads: int = llama.llama_model_n_head(self._model)
+        self.head_size = self._head_size()
         self.template = self._template()
         self.adds_bos: bool = llama.llama_vocab_get_add_bos(self._vocab)
         self.bos: int = llama.llama_vocab_bos(self._vocab)
@@ -155,17 +157,22 @@ class Model:
         raw = api().llama_model_chat_template(self._model, None)
         return raw.decode(errors="replace") if raw else None
 
+    def _number(self, key: str, default: int) -> int:
+        """A whole number that the GGUF has for its architecture."""
+        value = self.metadata(f"{self.architecture}.{key}") or ""
+        return int(value) if value.isdecimal() else default
+
+    def _head_size(self) -> int:
+        """Values of an attention head; 0 where there is none, or where keys and values differ."""
+        usual = api().llama_model_n_embd(self._model) // self.heads if self.heads else 0
+        key, value = (self._number(f"attention.{part}_length", usual) for part in ("key", "value"))
+        return key if key == value else 0
+
     def kv_bytes_estimate(self, n_ctx: int) -> int:
         """Bytes of a 16-bit KV cache of `n_ctx` tokens; where not all layers see the whole window, at least so many."""
-
-        def number(key: str, default: int) -> int:
-            value = self.metadata(f"{self.architecture}.{key}") or ""
-            return int(value) if value.isdecimal() else default
-
-        llama = api()
-        heads = llama.llama_model_n_head(self._model)
+        llama, number = api(), self._number
         heads_kv = number("attention.head_count_kv", llama.llama_model_n_head_kv(self._model))
-        head_size = llama.llama_model_n_embd(self._model) // heads if heads else 0
+        head_size = llama.llama_model_n_embd(self._model) // self.heads if self.heads else 0
         per_token = heads_kv * (number("attention.key_length", head_size) + number("attention.value_length", head_size))
         full = self.n_layer
         if self.n_swa or self.is_recurrent:

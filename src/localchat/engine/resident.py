@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from localchat.engine import ceiling
+from localchat.engine import attention, ceiling
 from localchat.engine.ceiling import SMALLEST_CONTEXT
 from localchat.engine.context import SAFETY_BYTES, Context
 from localchat.engine.devices import devices
@@ -212,7 +212,7 @@ class Resident:
         spare = self._spare_after(n_ctx)
         kept = self.cache.closest(list(keep))
         # For a moment the copy lies beside the old window, then beside the new one.
-        fits = kept and len(kept.tokens) < n_ctx and not self._crosses_rope_factors(n_ctx)
+        fits = kept and len(kept.tokens) < n_ctx and not self._means_other_numbers(n_ctx)
         if kept and fits and self._context.state_bytes(kept.id) <= spare:
             saved = (kept, self._context.save(kept.id))
         self._close_context(_SAVING_S)
@@ -235,7 +235,7 @@ class Resident:
         """
         context, cache = self.context, self.cache
         n_ctx = min(n_ctx, self.most_context)
-        if n_ctx <= context.n_ctx or self._crosses_rope_factors(n_ctx):
+        if n_ctx <= context.n_ctx or self._means_other_numbers(n_ctx):
             return False
         before, offload = context.n_ctx, self.model.offload
         try:
@@ -255,10 +255,15 @@ class Resident:
         self.cache.inherit(cache, holds=self.context.restore_all(state))
         return self.n_ctx > before
 
-    def _crosses_rope_factors(self, n_ctx: int) -> bool:
-        """Whether a window of `n_ctx` tokens computes other numbers for the same tokens than the present one: models
-        with two sets of rope factors take the long one for windows beyond their original one.
+    def _means_other_numbers(self, n_ctx: int) -> bool:
+        """Whether a window of `n_ctx` tokens keeps other numbers for the same tokens than the present one.
+
+        Models with two sets of rope factors take the long one for windows beyond their original one, and values lie
+        otherwise without flash attention.
         """
+        made, new = self.context.tuning, attention.chosen(self.model, n_ctx, self.spec.tuning)
+        if made.flash_attention != new.flash_attention:
+            return True
         original = self.model.metadata(f"{self.model.architecture}.rope.scaling.original_context_length") or ""
         return original.isdecimal() and (self.n_ctx > int(original)) != (n_ctx > int(original))
 

@@ -171,7 +171,7 @@ class SavedPrefixes:
     def _key(self) -> str:
         """The key of all that is saved with this model as it is set up now; "" while its hash is not known."""
         if not self._key_known and self._saver and (sha256 := self._saver.sha256(self._spec)):
-            tuning = self._spec.tuning
+            tuning = self._context.tuning
             self._model_hash = sha256
             self._key_known = key_of(
                 model=sha256,
