@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from localchat.prefix_file import Header, key_of, pack
 from localchat.prefixes import PrefixStore
 from tests.conftest import run_cli, stop_host
+from tests.tiny_models import write_model
 
 DAY = 86_400
 TEXT = "The keeper of the light counts the ships at night. " * 6
@@ -101,3 +103,18 @@ def test_a_question_about_a_file_is_read_once_also_by_the_next_engine(home: Path
     stop_host(home)
     assert "0 bytes" in run_cli("cache", home=home).stdout
     assert ask().get("restored_from") is None
+
+
+def test_what_a_removed_model_had_read_goes_with_it(empty_home: Path) -> None:
+    folder = empty_home / "models" / "own" / "tiny"
+    folder.mkdir(parents=True)
+    path = write_model(folder / "tiny.gguf")
+    assert run_cli("verify", home=empty_home).returncode == 0
+    put(empty_home, [1, 2, 3], sha256(path))
+    other = put(empty_home, [7, 8])
+    assert run_cli("rm", "--yes", "own/tiny", home=empty_home).returncode == 0
+    assert [path.exists() for path in other.files()] == [True] and len(other.files()) == 1
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

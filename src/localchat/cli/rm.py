@@ -16,6 +16,7 @@ from localchat.models.catalogue import catalogue
 from localchat.models.upkeep import housekeeping
 from localchat.models.upkeep.housekeeping import Removal
 from localchat.paths import paths
+from localchat.prefixes import PrefixStore
 from localchat.safe_text import safe_line
 
 
@@ -39,10 +40,18 @@ def command(names: tuple[str, ...], yes: bool) -> None:
     held = _held_by_engine()
     for one in removals.values():
         housekeeping.remove_model(one)
+        _forget_prompts(one)
         freed = f"{size(one.frees)} freed" if one.frees else "no room is freed"
         print(f"{safe_line(one.model.name)} is removed ({files(len(one.files))}, {freed}{_shared(one)}).")
         if held in one.files:
             print("The engine still holds it in memory, and on the disk: `localchat stop` lets go of it.")
+
+
+def _forget_prompts(one: Removal) -> None:
+    """What the model had read is of no use without it."""
+    kept = PrefixStore(paths().prefixes, 0)
+    kept.load(tidy=False)
+    kept.remove_model(one.model.sha256 or "")
 
 
 def _shared(one: Removal) -> str:

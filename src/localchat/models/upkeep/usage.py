@@ -51,10 +51,12 @@ def usage() -> Usage:
     found, _ = housekeeping.leftovers()
     for kind in dict.fromkeys(one.kind for one in found):
         lines.append(_use(f"{kind}s", "leftover", [one.path for one in found if one.kind == kind], seen))
+    lines.append(_use("prompts that models have read (`localchat cache`)", "other", [paths().cache], seen))
+    own = (models, paths().runtime, data, paths().state, paths().config, paths().cache)
     for folder in dict.fromkeys((data, paths().state, paths().config)):
         for path in _listed(folder):
             # The sockets and locks of the runtime folder take nothing.
-            if path not in (models, paths().runtime, data, paths().state, paths().config):
+            if path not in own:
                 lines.append(_use(path.name, "other", [path], seen))
     lines = [line for line in lines if line.size or line.kind == "model"]
     there = next((folder for folder in (models, *models.parents) if folder.is_dir()), Path("/"))
