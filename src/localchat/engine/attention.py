@@ -17,9 +17,8 @@ from localchat.engine.model import Model
 from localchat.tuning import MICRO_BATCH, Tuning
 
 _CPU_DEVICE = 0  # enum ggml_backend_dev_type
-_WHOLE = 128  # the size of a head that no build has to split
-_CELLS, _LEAST_S = 512, 0.001
-_TOO_SLOW = 2.0
+_CELLS, _HEADS, _LEAST_S = 512, 4, 0.001
+_TOO_SLOW = 1.5  # below that, not to write the scores down is worth more
 
 _SCORES_BYTES, _SCORES_SHARE = 128 << 20, 4
 """What the table of scores may take: so many bytes, or such a part of the KV cache. Where it would be larger, prompts
@@ -51,15 +50,15 @@ def scores_bytes(model: Model, n_ctx: int, bite: int) -> int:
 
 @cache
 def _is_slow(head: int) -> bool:
-    """Whether flash attention takes far longer for a value in heads of this size than in large ones; some ms."""
-    if head % _WHOLE == 0:
-        return False
+    """Whether flash attention of one token takes far longer than ordinary one, with heads of this size. Takes some ms."""
     from localchat.engine.measure import Bench
 
     # One thread, timed by the processor time that it had: another program's load does not count.
     bench = Bench(library().ggml_backend_dev_by_type(_CPU_DEVICE), 1, 0)
     try:
-        this, whole = (bench.attention(_CELLS, 4, 1, size, 1, _LEAST_S) / size for size in (head, _WHOLE))
-        return this > _TOO_SLOW * whole
+        flash, ordinary = (
+            bench.attention(_CELLS, _HEADS, 1, head, 1, flash=flash, least_s=_LEAST_S) for flash in (True, False)
+        )
+        return flash > _TOO_SLOW * ordinary
     finally:
         bench.close()

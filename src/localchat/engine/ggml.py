@@ -36,6 +36,7 @@ def library() -> Any:
         ("ggml_mul", pointer, [pointer, pointer, pointer]),
         ("ggml_add", pointer, [pointer, pointer, pointer]),
         ("ggml_permute", pointer, [pointer, pointer, number, number, number, number]),
+        ("ggml_soft_max_ext", pointer, [pointer, pointer, pointer, real, real]),
         ("ggml_flash_attn_ext", pointer, [pointer, pointer, pointer, pointer, pointer, real, real, real]),
         ("ggml_new_graph_custom", pointer, [pointer, size, ctypes.c_bool]),
         ("ggml_build_forward_expand", None, [pointer, pointer]),

@@ -168,11 +168,20 @@ class Bench:
             return self._seconds(build), each * count, count
 
     def attention(
-        self, cells: int, heads: int, heads_kv: int, head: int, batch: int, least_s: float | None = None
+        self,
+        cells: int,
+        heads: int,
+        heads_kv: int,
+        head: int,
+        batch: int,
+        *,
+        flash: bool = True,
+        least_s: float | None = None,
     ) -> float:
         """Seconds for attention of `batch` tokens to `cells` others, laid out as in a 16-bit cache.
 
-        It is computed again and again for `least_s` seconds, or as long as everything is.
+        `flash`: by one kernel, or with the scores written down between two products. It is computed again and again
+        for `least_s` seconds, or as long as everything is.
         """
         ggml = library()
 
@@ -184,7 +193,12 @@ class Bench:
             query = laid_out(context, _F32, heads, batch)
             keys, values = (laid_out(context, _F16, heads_kv, cells) for _ in range(2))
             mask = ggml.ggml_new_tensor_2d(context, _F16, cells, batch)
-            return [ggml.ggml_flash_attn_ext(context, query, keys, values, mask, head**-0.5, 0.0, 0.0)]
+            if flash:
+                return [ggml.ggml_flash_attn_ext(context, query, keys, values, mask, head**-0.5, 0.0, 0.0)]
+            scores = ggml.ggml_soft_max_ext(context, ggml.ggml_mul_mat(context, keys, query), mask, head**-0.5, 0.0)
+            # Without flash attention the cache keeps values the other way round.
+            turned = ggml.ggml_new_tensor_3d(context, _F16, cells, head, heads_kv)
+            return [ggml.ggml_mul_mat(context, turned, scores)]
 
         return self._seconds(build, least_s)
 
@@ -338,7 +352,11 @@ def _attention(bench: Bench, head: int) -> Attention | None:
     """The figures of attention with heads of this size; None where the device has no kernel for it."""
     heads, heads_kv, batch = 8, 2, 128
     many = 2 * heads * head * _ATTENDED
-    one, several = (bench.attention(_ATTENDED, heads, heads_kv, head, count) for count in (1, batch))
+    # The engine takes the one that is faster (`engine.attention`).
+    one, several = (
+        min(bench.attention(_ATTENDED, heads, heads_kv, head, count, flash=flash) for flash in (True, False))
+        for count in (1, batch)
+    )
     if not math.isfinite(one) or not math.isfinite(several):
         return None
     return Attention(decode=many / one, prefill=many * batch / several)
