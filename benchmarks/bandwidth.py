@@ -1,8 +1,8 @@
 """How near decoding comes to the physical limit: bytes moved a second against what this machine's memory delivers.
 
 Each token needs all weights but the table of embeddings once, and the KV cache of what was said so far. The memory is
-measured by letting as many threads as compute search 1 GiB for a byte that is not there (C's memchr reads as fast as the
-processor can). `python benchmarks/bandwidth.py [ROUNDS] [MODEL.gguf …]`
+measured by letting as many threads as compute search 1 GiB for a byte that is not there (C's memchr reads as fast as
+the processor can). `python benchmarks/bandwidth.py [ROUNDS] [MODEL.gguf …]`
 """
 
 from __future__ import annotations

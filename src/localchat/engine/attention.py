@@ -50,7 +50,7 @@ def scores_bytes(model: Model, n_ctx: int, bite: int) -> int:
 
 @cache
 def _is_slow(head: int) -> bool:
-    """Whether flash attention of one token takes far longer than ordinary one, with heads of this size. Takes some ms."""
+    """Whether flash attention of one token takes far longer than ordinary one, with heads of this size."""
     from localchat.engine.measure import Bench
 
     # One thread, timed by the processor time that it had: another program's load does not count.
