@@ -538,6 +538,15 @@ def test_a_full_disk_loses_no_answer(engine: EchoEngine, folder: Path) -> None:
     assert (printed(done.stdout)[0]["text"], len(engine.requests)) == ("so: a", 1)
 
 
+def test_a_closed_standard_output_is_named(engine: EchoEngine, folder: Path) -> None:
+    shell = 'exec "$@" >&-'
+    command = [sys.executable, "-m", "localchat", "batch", "--engine", engine.url, prompts(folder, '"a"')]
+    environment = {**os.environ, "LOCALCHAT_HOME": str(folder)}
+    done = subprocess.run(["sh", "-c", shell, "sh", *command], env=environment, capture_output=True, timeout=30)
+    assert (done.returncode, b"standard output is closed" in done.stderr) == (1, True), done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process")
 def test_a_run_that_was_stopped_for_a_while_goes_on(engine: EchoEngine, folder: Path) -> None:
     lines = prompts(folder, *numbered(3), '"hold"')

@@ -6,6 +6,7 @@ does not grow with the number of lines: no more are read while too many wait for
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 import time
@@ -313,6 +314,8 @@ class Run:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if error.errno == errno.EBADF:
+                raise  # a closed standard output: room on the disk would not help
             raise failed_to_write(error, self._journal.keeps) from error
 
     def _show(self) -> None:
