@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from localchat.prefix_file import Header, key_of, pack
 from localchat.prefixes import PrefixStore
 from tests.conftest import run_cli, stop_host
@@ -118,3 +120,15 @@ def test_what_a_removed_model_had_read_goes_with_it(empty_home: Path) -> None:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root removes what it likes")
+def test_what_cannot_be_removed_is_no_success(empty_home: Path) -> None:
+    put(empty_home, [1, 2, 3])
+    folders = [each for each in (empty_home / "cache" / "prefixes").iterdir() if each.is_dir()]
+    for folder in folders:
+        folder.chmod(0o500)
+    done = run_cli("cache", "clear", "-y", home=empty_home)
+    for folder in folders:
+        folder.chmod(0o700)
+    assert (done.returncode, "could not be removed" in done.stderr) == (1, True)

@@ -9,6 +9,7 @@ import msgspec
 
 from localchat.cli.following import confirmed, files
 from localchat.cli.progress import size
+from localchat.errors import LocalchatError
 from localchat.models import store
 from localchat.paths import paths
 from localchat.prefixes import PrefixStore, known_hashes
@@ -92,7 +93,8 @@ def clear(older_than: int | None, yes: bool) -> None:
     count, freed, left = kept.clear(older_than or 0)
     print(f"{files(count)} removed, {size(freed)} freed.")
     if left:
-        print(f"{files(left)} could not be removed: see who owns {safe_line(str(paths().prefixes))}.")
+        folder = safe_line(str(paths().prefixes))
+        raise LocalchatError(f"{files(left)} could not be removed: see who owns {folder} and whether it can be written")
 
 
 def _look() -> _Cache:
