@@ -144,3 +144,11 @@ def test_a_real_engine_keeps_to_it_and_says_what_would_do(home: Path) -> None:
     assert status["max_ram"] == 300 << 20
     assert 0 < status["taken_bytes"] < 300 << 20
     assert json.loads(run_cli("status", "--json", home=home).stdout)["max_ram"] == 300 << 20
+
+
+def test_a_ceiling_that_was_said_once_holds_no_longer_than_that(home: Path) -> None:
+    for options, expected in ((("--max-ram", "400M"), 400 << 20), ((), None)):
+        assert run_cli("ask", *options, "--max-tokens", "2", "hi", home=home).returncode == 0
+        status = status_of(home)
+        assert status and status.get("max_ram") == expected  # by one host, which the first of them started
+        assert status["answered"] == (1 if options else 2)

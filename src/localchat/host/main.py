@@ -81,7 +81,8 @@ def run_host(options: HostOptions) -> None:
             options.context or settings().context,
             gpu_layers,
             saver,
-            max_ram(),
+            # Who started this one says with each request what holds for it, and others may want something else.
+            None if options.on_demand else max_ram(),
             drafts=settings().drafts,
         )
         try:
@@ -115,4 +116,4 @@ def _preload(engine: Engine, options: HostOptions) -> None:
 
     # Hashing a large file takes minutes, in which nobody would know what the host is doing.
     with suppress(LocalchatError if options.on_demand else NeedsVerification):
-        engine.load(spec_of(options.preload or "", may_hash=False), options.context)
+        engine.load(spec_of(options.preload or "", may_hash=False), options.context, max_ram=max_ram())
