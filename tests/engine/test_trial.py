@@ -167,12 +167,15 @@ class _Fake:
     def __init__(self, model: Model, n_ctx: int, threads: int, tuning: Tuning) -> None:
         self._tuning, self._threads = tuning, (tuning.decode_threads or threads, tuning.prefill_threads or threads)
         self.context = self
+        # As the engine would make the window: with ordinary attention, where that is the faster one.
+        ordinary = "flash" in self.speeds and tuning.flash_attention is None and not tuning.kv_type
+        self.tuning = msgspec.structs.replace(tuning, flash_attention=False) if ordinary else tuning
         self.batch_size = 512
         self.stands_quickly = True
 
     def _speed(self) -> tuple[float, float]:
         reads, says = 100.0, 20.0
-        kind = "no flash" if self._tuning.flash_attention is False else self._tuning.kv_type or ""
+        kind = {False: "no flash", True: "flash", None: self._tuning.kv_type or ""}[self._tuning.flash_attention]
         for name in (kind, f"mb {self._tuning.micro_batch}", f"reading {self._threads[1]}"):
             reads *= self.speeds.get(name, (1, 1))[0]
         for name in (kind, f"answering {self._threads[0]}"):
@@ -201,9 +204,11 @@ class _Fake:
         ({"reading 1": (1.5, 1), "answering 1": (1, 0.5)}, Tuning(prefill_threads=1)),
         ({"mb 128": (1.5, 1), "mb 64": (1.2, 1)}, Tuning(micro_batch=128)),
         ({"no flash": (1.0, 2.0)}, Tuning(flash_attention=False)),
+        ({"flash": (1.0, 2.0)}, Tuning(flash_attention=True)),
+        ({"flash": (1.0, 0.5), "no flash": (2.0, 2.0)}, Tuning()),
         ({"q8_0": (3.0, 3.0)}, Tuning()),  # it rounds: never by itself
     ],
-    ids=["nothing", "noise", "answering", "reading", "micro-batch", "attention", "rounding"],
+    ids=["nothing", "noise", "answering", "reading", "micro-batch", "attention", "flash", "same", "rounding"],
 )
 def test_only_what_gains_is_taken(
     speeds: dict[str, tuple[float, float]], expected: Tuning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,6 +68,7 @@ class Tuner:
         self._trial.plan(_STAGES)
         with self._trial.stopwatch(self._window(), self.best) as stopwatch:
             self._pace = Pace(stopwatch, self._room, self._trial.order.quick)
+            self._has_flash_attention = stopwatch.context.tuning.flash_attention is not False
             self._threads(stopwatch)
         self._micro_batches()
         self._attention()
@@ -148,7 +149,11 @@ class Tuner:
         kv_type = self.best.kv_type or "f16"
         candidates: dict[tuple[str, str], Tuning] = {("kv cache", kv_type): self.best}
         if kv_type == "f16":
-            candidates["flash attention", "off"] = self._without_flash_attention()
+            # The other one than the engine takes by itself here.
+            if self._has_flash_attention:
+                candidates["flash attention", "off"] = self._without_flash_attention()
+            else:
+                candidates["flash attention", "on"] = replace(self.best, flash_attention=True)
             candidates["kv cache", "q8_0"] = replace(self.best, kv_type="q8_0")
         else:
             candidates["kv cache", "f16"] = replace(self.best, kv_type=None)
