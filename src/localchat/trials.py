@@ -249,12 +249,8 @@ def correction(entry: str) -> Speeds | None:
             ratios.append((was.prefill / expected.prefill, was.decode / expected.decode))
     if not ratios:
         return None
-    return bounded(median(read for read, _ in ratios), median(said for _, said in ratios))
-
-
-def bounded(prefill: float, decode: float) -> Speeds:
-    """Ratios of measured to predicted speeds, as far as they may correct a prediction."""
     least, most = _CORRECTION_LEAST, _CORRECTION_MOST
+    prefill, decode = median(read for read, _ in ratios), median(said for _, said in ratios)
     return Speeds(min(max(prefill, least), most), min(max(decode, least), most))
 
 

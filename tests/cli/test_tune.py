@@ -13,10 +13,11 @@ from localchat.cli.tune import command, describe
 from localchat.errors import UsageError
 from localchat.host.spec import spec_of
 from localchat.models import comparing
-from localchat.models.assess import Circumstances
-from localchat.models.comparing import Compared
-from localchat.models.store import resolve
-from localchat.trials import Order
+from localchat.models.assess import Circumstances, corrected
+from localchat.models.comparing import Compared, Subject
+from localchat.models.fit import Speed
+from localchat.models.store import ModelFile, resolve
+from localchat.trials import Order, Speeds
 from localchat.tuning import Tuning
 from tests.cli.trial_processes import TUNED, measured_machine, prints
 from tests.conftest import run_cli
@@ -131,6 +132,12 @@ def compared(label: str, prefill: float, decode: float, **values: object) -> Com
 def test_another_quantization_is_named_where_it_pays(others: list[Compared], chosen: str | None) -> None:
     found = comparing.better([compared("Q4_1", 100.0, 50.0, is_this=True), *others])
     assert (found.label if found else None) == chosen
+
+
+def test_a_model_far_off_its_prediction_makes_no_other_quantization_faster() -> None:
+    file = ModelFile(name="m", path=Path("m.gguf"), size=1)
+    ratio = comparing._ratio(Subject(file=file, key="m", predicted=Speed(100.0, 1000.0)), Speeds(200.0, 20.0))
+    assert corrected(Speed(100.0, 1000.0), ratio) == Speed(20.0, 200.0)
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ def better(found: list[Compared]) -> Compared | None:
 
 
 def _ratio(one: Subject, speeds: Speeds | None) -> Speeds | None:
-    """What the model did, against what was predicted for it."""
+    """What the model did, against what was predicted for it: as it is, however far off, or another quantization would
+    seem faster only because its correction ended earlier.
+    """
     if not speeds or not one.predicted.decode or not one.predicted.prefill:
         return None
-    return trials.bounded(speeds.prefill / one.predicted.prefill, speeds.decode / one.predicted.decode)
+    return Speeds(speeds.prefill / one.predicted.prefill, speeds.decode / one.predicted.decode)
