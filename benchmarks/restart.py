@@ -66,7 +66,7 @@ def story(tokens: int) -> str:
     winds = ("north", "south", "east", "west")
     lines = [
         f"Day {day}: wind from the {winds[day * 7 % 4]}, {day * 13 % 40} miles made, {day * 5 % 9} barrels of water."
-        for day in range(1, tokens // 28)
+        for day in range(1, tokens // 23)
     ]
     return "The log of a ship.\n" + "\n".join(lines) + "\n\n"
 

@@ -241,12 +241,15 @@ def test_a_disk_that_takes_no_more_leaves_no_half_file(tmp_path: Path) -> None:
     assert len(store.index.entries()) == 1
 
 
-def test_a_disk_that_is_nearly_full_is_left_its_room(store: PrefixStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_nearly_full_is_left_its_room(
+    store: PrefixStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     save(store, conversation(1, 20))
     usage = type("usage", (), {"total": 100 << 30, "free": (1 << 30) + 4000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     assert not store.put(header([7, 8]), bytes(50_000))
-    assert found(store, conversation(1, 20)) == 0, "the older ones went, to see whether that is enough"
+    assert found(store, conversation(1, 20)) == 20, "nothing goes for what would not fit all the same"
+    assert "nearly full" in capfd.readouterr().err
     usage.free = 2 << 30
     assert store.put(header([7, 8]), bytes(50_000))
 

@@ -39,10 +39,14 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Attention(msgspec.Struct, frozen=True):
-    """Multiply-adds a second of attention to a 16-bit KV cache: one token at a time, and a micro-batch."""
+    """Multiply-adds a second of attention to a 16-bit KV cache: one token at a time, and a micro-batch.
+
+    `ordinary`: flash attention is so much slower with one token that the engine takes the ordinary one.
+    """
 
     decode: PositiveFloat
     prefill: PositiveFloat
+    ordinary: bool = False
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):

@@ -244,6 +244,10 @@ class PrefixStore:
         total, room = self.index.total(), self._room()
         wanted = room - size - int(_MARGIN * min(room, self.cap))
         needed = {entry.id for entry in self.index.ancestors(header)}
+        if size + sum(entry.size for entry in self.index.entries() if entry.id in needed) > room:
+            # Nothing is removed for what would not fit all the same.
+            self._say("the disk is nearly full, or the cap is small: nothing more is saved")
+            return False
         for entry in self.index.least_useful_first():
             if total <= wanted:
                 break

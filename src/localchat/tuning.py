@@ -36,7 +36,40 @@ class Tuning(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens that are computed at once."""
     kv_type: KvType | None = None
     flash_attention: bool | None = None
-    """None: llama.cpp decides (it takes it wherever the backend can)."""
+    """None: where it is not slow with the model's heads (`with_ordinary_attention`); on a GPU, llama.cpp decides."""
+
+
+SLOW_ATTENTION = 1.5
+"""By how much flash attention must be slower than the ordinary one before that is taken: not to write scores down is
+worth something too."""
+
+_SCORES_BYTES, _SCORES_SHARE = 128 << 20, 4
+"""What the table of scores may take: so many bytes, or such a part of the KV cache. Where it would be larger, prompts
+are read in smaller bites."""
+
+_SMALLEST_BITE = 32
+
+
+def with_ordinary_attention(tuning: Tuning, *, heads: int, kv_bytes: int, context: int) -> Tuning:
+    """`tuning` for a model whose heads flash attention is slow with, in a window of `context` tokens.
+
+    `kv_bytes` is what their KV cache takes. What a person or a measurement has decided stays, and where the table of
+    scores would be too large, flash attention does.
+    """
+    if tuning.flash_attention is not None or tuning.kv_type not in (None, "f16"):
+        return tuning
+    most = max(_SCORES_BYTES, kv_bytes // _SCORES_SHARE)
+    bite = min(tuning.micro_batch or MICRO_BATCH, context)
+    while bite > _SMALLEST_BITE and scores_bytes(heads, context, bite) > most:
+        bite //= 2
+    if scores_bytes(heads, context, bite) > most:
+        return tuning
+    return msgspec.structs.replace(tuning, micro_batch=bite, flash_attention=False)
+
+
+def scores_bytes(heads: int, context: int, bite: int) -> int:
+    """Bytes of the scores that so many tokens give all others in one layer, without flash attention."""
+    return heads * context * bite * 4
 
 
 def sequences(*, is_stateful: bool) -> int:

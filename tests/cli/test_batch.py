@@ -622,6 +622,30 @@ def test_a_kill_leaves_a_file_that_goes_on(engine: EchoEngine, folder: Path, tmp
     assert engine.prompts() == ["hold 2", "hold 6", "hold 7"]
 
 
+@pytest.mark.parametrize("options", [(), ("-n",), ("-n", "--as-completed")], ids=["kept", "-n", "-n as completed"])
+def test_answers_behind_a_failed_line_outlast_a_kill(
+    engine: EchoEngine, folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """The file is cut before them: until they are printed again they must be on disk elsewhere, whatever is kept."""
+    answers = tmp_path / "answers.jsonl"
+    words = ["hold 0", *(f"p{number}" for number in range(6))]
+    arguments = (prompts(folder, *[{"id": word, "prompt": word} for word in words]), "--output", str(answers), *options)
+    engine.refusal = lambda prompt: Refuse(400, "does_not_fit", "no") if prompt == "hold 0" else None
+    assert batch(engine, *arguments, home=folder).returncode == 1
+    engine.refusal = lambda prompt: None
+    engine.requests.clear()
+    running = start_cli("batch", "--engine", engine.url, *arguments, home=folder)
+    wait_for(lambda: engine.requests)
+    running.kill()
+    running.wait()
+    engine.requests.clear()
+    engine.go("hold 0")
+    assert batch(engine, *arguments, home=folder).returncode == 0
+    assert engine.prompts() == ["hold 0"]
+    assert sorted(line["id"] for line in printed(answers.read_text())) == sorted(words)
+    assert not answers.with_name("answers.jsonl.rest").exists()
+
+
 def test_a_file_with_something_else_in_it_is_not_touched(engine: EchoEngine, folder: Path, tmp_path: Path) -> None:
     precious = tmp_path / "notes.jsonl"
     for content in ('{"text": "mine"}\n', "hello\nworld\n"):

@@ -12,7 +12,7 @@ from localchat.engine import attention
 from localchat.engine.context import Context
 from localchat.engine.model import Model
 from localchat.engine.offload import Offload
-from localchat.tuning import MICRO_BATCH, Tuning
+from localchat.tuning import MICRO_BATCH, Tuning, scores_bytes
 
 
 class Shape(SimpleNamespace):
@@ -55,7 +55,7 @@ def test_large_windows_are_read_in_smaller_bites_or_with_flash_attention() -> No
     many = shape(heads=32, kv_bytes=32768)
     made = attention.chosen(many, 32768, Tuning(decode_threads=3))
     assert made == Tuning(decode_threads=3, micro_batch=64, flash_attention=False)
-    assert attention.scores_bytes(many, 32768, 64) <= 256 << 20  # a quarter of the KV cache
+    assert scores_bytes(32, 32768, 64) <= 256 << 20  # a quarter of the KV cache
     assert attention.chosen(shape(heads=64, kv_bytes=4096), 131072, Tuning()) == Tuning()
 
 

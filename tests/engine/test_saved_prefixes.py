@@ -235,7 +235,8 @@ def test_flipped_and_cut_files_cost_reading_and_nothing_else(reopen: Open, tiny:
 
 def test_another_model_or_tuning_gets_nothing_of_it(reopen: Open, tiny: ModelSpec, tmp_path: Path) -> None:
     question = text_of(300)
-    Answer(reopen(), tiny, question)
+    flash = spec_of(tiny.path, Tuning(flash_attention=True))
+    Answer(reopen(), flash, question)
     other = spec_of(write_model(tmp_path / "other.gguf", speaks=LETTERS, seed=2))
     assert Answer(reopen(), other, question).cached == 0
     plain = spec_of(tiny.path, Tuning(flash_attention=False))
@@ -244,7 +245,7 @@ def test_another_model_or_tuning_gets_nothing_of_it(reopen: Open, tiny: ModelSpe
     live = Answer(engine, plain, question)
     again = Answer(reopen(), plain, question)
     assert (again.report.restored_from, again.text) == ("disk", live.text), "also where values lie transposed"
-    assert Answer(reopen(), tiny, question).report.restored_from == "disk"
+    assert Answer(reopen(), flash, question).report.restored_from == "disk"
 
 
 def test_a_file_that_nobody_hashed_is_hashed_when_there_is_time(
@@ -260,6 +261,13 @@ def test_a_file_that_nobody_hashed_is_hashed_when_there_is_time(
         time.sleep(0.01)
     assert Answer(reopen(), spec, question).report.restored_from == "disk"
     assert Answer(reopen(), tiny, question).report.restored_from == "disk", "it is the same model"
+
+
+def test_a_file_that_nobody_hashed_is_hashed_before_the_engine_leaves(reopen: Open, tiny: ModelSpec) -> None:
+    """Who stops the engine soon after the first answer, each time, would else never get anything back."""
+    spec, question = spec_of(tiny.path, is_hashed=False), text_of(300)
+    Answer(reopen(), spec, question)
+    assert Answer(reopen(), spec, question).report.restored_from == "disk"
 
 
 def test_what_was_cleared_is_not_written_again_by_an_engine_that_has_it_in_memory(

@@ -195,6 +195,18 @@ def test_without_processor_times_nothing_is_known() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
+def test_processors_that_are_shown_under_other_numbers_say_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some containers do: of four processors only two would be counted, and the others seem taken."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 0 0 0 0\n" + "".join(f"cpu{cpu} 10 0 0 1000 0 0 0 0 0 0\n" for cpu in range(4)))
+    monkeypatch.setattr(load_module, "_STAT", stat)
+    monkeypatch.setattr(load_module, "usable_cpus", lambda: frozenset({2, 3, 4, 5}))
+    assert read_sample() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 def test_the_kernels_counts_are_read_for_the_allowed_processors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -319,6 +319,29 @@ def test_a_guess_of_what_is_in_a_file_is_near_what_is(tmp_path: Path) -> None:
     assert guessed == pytest.approx(fit.speed(R1, R1_WEIGHTS, MACHINE).decode, rel=0.2)
 
 
+def test_rows_that_k_quants_do_not_divide_are_of_other_types() -> None:
+    """SmolLM2's are 576 values wide, its inner ones 1,536: llama.cpp falls back where 256 is no divisor."""
+    narrow = msgspec.structs.replace(R1, embedding=576, feed_forward=1536)
+    weights = fit.typical_bytes("Q5_K_S", 100_000_000, narrow)
+    assert weights["layers"]["Q5_1"] == pytest.approx(3 * weights["layers"]["Q5_K"], rel=0.01)
+    assert list(weights["embedding"]) == ["Q8_0"]
+    assert set(fit.typical_bytes("Q5_K_S", 100_000_000, R1)["layers"]) == {"Q5_K"}
+
+
+def test_the_window_is_assessed_with_the_attention_that_the_engine_takes(starter: Path) -> None:
+    """Where flash attention is slow with the model's heads, its scores are written down: that takes memory."""
+    shape = of_header(read_header(starter))
+    for ordinary in (False, True):
+        heads = {shape.key_length: Attention(decode=1e9, prefill=1e9, ordinary=ordinary)}
+        made = fit.as_made(shape, 4096, Tuning(), msgspec.structs.replace(figures(), attention=heads))
+        assert made.flash_attention is (False if ordinary else None)
+    plain, flash = (
+        fit.memory(shape, 0, 4096, tuning=Tuning(flash_attention=kind, micro_batch=512)).compute
+        for kind in (False, True)
+    )
+    assert plain - flash > 30 << 20
+
+
 def test_numbers_without_sense_raise_nothing(tmp_path: Path) -> None:
     header = read_header(write_model(tmp_path / "tiny.gguf"))
     for key, value in {

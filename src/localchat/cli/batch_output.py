@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ class FileOutput:
 
     As long as its lines are the answers to the lines of the input, they stay. From the first one on that is not (an
     error, an edited prompt, a line that is torn), the file is cut off, and what it had of answers goes to `journal`
-    to be printed again in its turn. Raises `UsageError` for a file with anything else in it, or that another run
+    to be printed again in its turn; where that keeps nothing on disk, into a file beside this one until all of them
+    are printed. Raises `UsageError` for a file with anything else in it, or that another run
     writes, and `OSError`.
     """
 
@@ -51,6 +53,7 @@ class FileOutput:
 
     def __init__(self, path: Path, journal: Journal, *, ordered: bool) -> None:
         self._journal = journal
+        self._rest = path.with_name(path.name + ".rest")
         name = safe_line(str(path))
         self._lock = FileLock(path)
         try:
@@ -63,6 +66,9 @@ class FileOutput:
                     raise UsageError(f"{name}, line {number}, is not from `localchat batch`: name another file")
             self._file = path.open("r+b", buffering=0)
             self._old: BinaryIO | None = path.open("rb")
+            if self._rest.exists():
+                with self._rest.open("rb") as rest:
+                    journal.bring(_answers_in(rest))
         except (OSError, ValueError) as error:
             self._lock.release()
             reason = getattr(error, "strerror", None) or error
@@ -97,8 +103,9 @@ class FileOutput:
             answer = answer[self._file.write(answer) :]
 
     def close(self) -> None:
-        """Cut off what the input no longer asks for."""
+        """Cut off what the input no longer asks for: all that it does ask for is printed."""
         self._cut()
+        self._rest.unlink(missing_ok=True)
         self._file.close()
         self._lock.release()
 
@@ -106,12 +113,26 @@ class FileOutput:
         """End the file after the last line that stays; the answers behind it are on disk elsewhere before that."""
         if not self._old:
             return
+        if not self._journal.keeps:
+            self._old.seek(self._end)
+            _append(self._rest, self._old)
         self._old.seek(self._end)
         self._journal.bring(_answers_in(self._old))
         self._old.close()
         self._old = None
         self._file.truncate(self._end)
         self._file.seek(self._end)
+
+
+def _append(path: Path, file: BinaryIO) -> None:
+    """Add what is left of `file` to a file of this user's, for good."""
+    rest = file.read(1)
+    if rest:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as target:
+            target.write(rest)
+            shutil.copyfileobj(file, target)
+            target.flush()
+            os.fsync(target.fileno())
 
 
 def _answers_in(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:

@@ -107,7 +107,8 @@ class LocalEngine:
         reply = self._ask(path, body, model, once=once)
         try:
             return msgspec.json.decode(reply.response.read(), type=kind)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+            # Half an answer is none either.
             raise EngineFailed(f"the engine died ({last_words()}): ask again") from error
         finally:
             reply.connection.close()

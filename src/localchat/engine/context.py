@@ -12,7 +12,7 @@ from localchat.engine.offload import DeviceFull
 from localchat.errors import DoesNotFit, EngineFailed
 from localchat.hardware import available_memory
 from localchat.safe_text import safe_line
-from localchat.tuning import MICRO_BATCH, Tuning, sequences
+from localchat.tuning import MICRO_BATCH, Tuning, scores_bytes, sequences
 
 _NO_SLOT, _ABORTED = 1, 2
 _KV_TYPES = {"f16": 1, "q4_0": 2, "q5_1": 7, "q8_0": 8}  # enum ggml_type
@@ -48,7 +48,7 @@ class Context:
         bite = min(tuning.micro_batch or MICRO_BATCH, n_ctx)
         need, room = int(model.kv_bytes_estimate(n_ctx) * model.offload.kept_share) + SAFETY_BYTES, available_memory()
         if tuning.flash_attention is False:
-            need += attention.scores_bytes(model, n_ctx, bite)
+            need += scores_bytes(model.heads, n_ctx, bite)
         if need > room and not model.is_weightless:
             raise DoesNotFit(
                 f"a context window of {n_ctx} tokens needs {need / _GIB:.1f} GiB and {room / _GIB:.1f} GiB are free: "

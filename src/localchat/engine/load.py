@@ -67,7 +67,7 @@ def read_sample() -> Sample | None:
 
 def _linux_times(allowed: frozenset[int]) -> tuple[float, float, float]:
     """Idle, niced and other seconds of these processors."""
-    idle = niced = busy = 0
+    idle = niced = busy = found = 0
     try:
         lines = _STAT.read_bytes().split(b"\n")
     except OSError:
@@ -80,6 +80,10 @@ def _linux_times(allowed: frozenset[int]) -> tuple[float, float, float]:
             idle += int(idling) + int(waiting)
             niced += int(nice)
             busy += int(user) + int(system)
+            found += 1
+    if found < len(allowed):
+        # A container that shows its processors under numbers of its own: which are ours, nobody knows.
+        return 0.0, 0.0, 0.0
     return idle / _TICKS, niced / _TICKS, busy / _TICKS
 
 

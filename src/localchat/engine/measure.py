@@ -25,6 +25,7 @@ from localchat.engine.llama import api
 from localchat.errors import LocalchatError
 from localchat.hardware import available_memory
 from localchat.machine import Attention, Figures, Machine, Rate, compute_threads, cpu_name, engine_stamp
+from localchat.tuning import SLOW_ATTENTION
 
 # Type number, values a block, bytes a block, as ggml has them.
 TYPES: dict[str, tuple[int, int, int]] = {
@@ -323,7 +324,9 @@ def _scaled(one: Figures, threads: int) -> Figures:
             for name, rate in one.rates.items()
         },
         attention={
-            head: Attention(figures.decode * computing, figures.prefill * computing)
+            head: msgspec.structs.replace(
+                figures, decode=figures.decode * computing, prefill=figures.prefill * computing
+            )
             for head, figures in one.attention.items()
         },
     )
@@ -352,14 +355,14 @@ def _attention(bench: Bench, head: int) -> Attention | None:
     """The figures of attention with heads of this size; None where the device has no kernel for it."""
     heads, heads_kv, batch = 8, 2, 128
     many = 2 * heads * head * _ATTENDED
-    # The engine takes the one that is faster (`engine.attention`).
-    one, several = (
-        min(bench.attention(_ATTENDED, heads, heads_kv, head, count, flash=flash) for flash in (True, False))
-        for count in (1, batch)
-    )
+    one, plain = (bench.attention(_ATTENDED, heads, heads_kv, head, 1, flash=flash) for flash in (True, False))
+    # As the engine chooses (`engine.attention`).
+    ordinary = one > SLOW_ATTENTION * plain
+    several = bench.attention(_ATTENDED, heads, heads_kv, head, batch, flash=not ordinary)
+    one = plain if ordinary else one
     if not math.isfinite(one) or not math.isfinite(several):
         return None
-    return Attention(decode=many / one, prefill=many * batch / several)
+    return Attention(decode=many / one, prefill=many * batch / several, ordinary=ordinary)
 
 
 def _print(line: dict[str, object]) -> None:

@@ -38,6 +38,8 @@ _LOADING_S = 0.5
 _RESCUE_MS, _RESCUE_S = 2000.0, 0.05
 """What is about to be forgotten is saved at once if reading it again would take so long, for this long."""
 
+_LOOK_S = 0.02
+
 _CHECKPOINTS = 4
 """How many checkpoints of a state are saved with it."""
 
@@ -121,12 +123,18 @@ class SavedPrefixes:
         """Whether nothing can be saved yet, because the model's file is still being hashed."""
         return self._saver is not None and not self._key and self._saver.is_hashing(self._spec)
 
+    def wait_until_known(self, seconds: float) -> None:
+        """Wait for the hash of the model's file, without which nothing can be saved."""
+        until = time.monotonic() + seconds
+        while self.is_waiting and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+
     @property
     def wait_s(self) -> float | None:
         """In how many seconds `step` can do something; None where there is nothing to do."""
         if not self._pieces or not self._saver:
             return None
-        return 0.02 if self._saver.is_full else 0.0
+        return _LOOK_S if self._saver.is_full else 0.0
 
     def step(self) -> None:
         """Save one piece of what was planned: copy it here, write it on the other thread."""

@@ -219,6 +219,9 @@ class Engine:
         finally:
             self._closing = True
             self._end_all(EngineFailed("the engine was stopped: ask again"))
+            if self._resident and self._saver:
+                self._saver.idle.set()
+                self._resident.saved.wait_until_known(_LAST_SAVING_S)
             self._unload()
             if self._renderer:
                 self._renderer.close()

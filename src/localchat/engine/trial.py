@@ -119,8 +119,11 @@ class Trial:
         """So many calls of `rounds` are to come."""
         self._stage, self._stages = -1, stages
 
-    def rounds(self, steps: int) -> Iterator[int]:
-        """Numbers from 1: in each round everything that is compared takes its turn, in so many `steps`."""
+    def rounds(self, steps: int, least: int = 1) -> Iterator[int]:
+        """Numbers from 1, as far as time allows and `least` in any case.
+
+        In each round everything that is compared takes its turn, in so many `steps`.
+        """
         rounds, enough = (_QUICK_ROUNDS, _QUICK_ENOUGH_S) if self.order.quick else (_ROUNDS, _ENOUGH_S)
         self._stage += 1
         self._done, self._steps = 0, max(1, steps * rounds)
@@ -128,7 +131,7 @@ class Trial:
         for number in range(1, rounds + 1):
             yield number
             spent = time.monotonic() - began
-            if spent + spent / number > enough / min(2, self._stages):
+            if number >= least and spent + spent / number > enough / min(2, self._stages):
                 return
 
     def step(self, doing: str) -> None:

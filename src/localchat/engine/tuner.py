@@ -209,7 +209,8 @@ class Tuner:
         own, found = Tuning(kv_type=self.best.kv_type), self.best
         runs = {own: _Runs(), found: _Runs()}
         depth = 0
-        for _ in self._trial.rounds(len(runs)):
+        # One round tells no gain from noise.
+        for _ in self._trial.rounds(len(runs), least=2):
             for tuning, run in runs.items():
                 self._trial.step("before and after" if len(runs) > 1 else "as it is")
                 with self._trial.stopwatch(self._window(), tuning) as stopwatch:

@@ -17,7 +17,7 @@ import msgspec
 from localchat.machine import Attention, Figures, Machine
 from localchat.models.gguf_types import bytes_of, values_of
 from localchat.models.shape import Layer, Shape
-from localchat.tuning import MICRO_BATCH, Tuning, sequences
+from localchat.tuning import MICRO_BATCH, Tuning, sequences, with_ordinary_attention
 
 _USUAL = Tuning()
 
@@ -62,6 +62,15 @@ def memory(
     count = side_by_side or _sequences(shape)
     kv = sum(_kv(layer, context, tuning, count) for layer in shape.memory_layers)
     return Memory(weights_bytes, kv, _compute(shape, context, tuning, count))
+
+
+def as_made(shape: Shape, context: int, tuning: Tuning, figures: Figures) -> Tuning:
+    """The tuning with the attention that the engine chooses on a processor with these figures (`engine.attention`)."""
+    attention = _attention(shape, figures)
+    if not (attention and attention.ordinary and shape.heads and shape.key_length == shape.value_length):
+        return tuning
+    kv_bytes = sum(_kv(layer, context, Tuning(), 1) for layer in shape.memory_layers)
+    return with_ordinary_attention(tuning, heads=shape.heads, kv_bytes=kv_bytes, context=context)
 
 
 def judge(need: int, available: int) -> Verdict:
@@ -238,10 +247,24 @@ def typical_bytes(label: str, size: int, shape: Shape) -> Weights:
     head = min(bytes_of(mix.head, shape.vocabulary * shape.embedding), size // 2)
     layers = size - head
     second = int(layers * mix.share)
-    types = {mix.main: layers - second}
-    if second:
-        types[mix.second] = types.get(mix.second, 0) + second
-    return {"layers": types, "embedding": {mix.head: head}}
+    types: dict[str, int] = {}
+    for name, count in ((mix.main, layers - second), (mix.second, second)):
+        narrow = _of_narrow_rows(name, shape)
+        # About three quarters of a layer's values lie in rows as wide as the model, the others in wider ones.
+        kept = count // 4 if narrow != name and not shape.feed_forward % _K_BLOCK else 0
+        for part, part_bytes in ((name, kept), (narrow, count - kept)):
+            if part_bytes:
+                types[part] = types.get(part, 0) + part_bytes
+    return {"layers": types, "embedding": {_of_narrow_rows(mix.head, shape): head}}
+
+
+def _of_narrow_rows(name: str, shape: Shape) -> str:
+    """The type that llama.cpp takes instead where rows are no multiple of that one's blocks."""
+    return _INSTEAD.get(name, name) if shape.embedding % _K_BLOCK else name
+
+
+_K_BLOCK = 256
+_INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
 
 
 class _Mix(msgspec.Struct, frozen=True):
