@@ -1,7 +1,8 @@
 """Decode speed through host and client, against a bare loop on llama.cpp's API and against `llama_cpp.Llama` streaming.
 
 All with the same model, threads, prompt and number of tokens, greedy. `python benchmarks/decode.py [ROUNDS] [busy]`;
-with `busy`, another program computes on one core all the while, and answers are shorter.
+with `busy`, another program computes on one core all the while, and answers are shorter. llama.cpp's own choice of
+attention suits short conversations, localchat's long ones (`engine.attention`): the bare loop runs with both.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from common import NO_AMX, child_json, environment, home_with_starter, interleaved, localchat, report
 
-TOKENS, TOKENS_BUSY = 128, 32
+TOKENS, TOKENS_BUSY = 256, 32
 PROMPT = "Write a long story about a dragon who learns to sail."
 # What the starter's template makes of it, for the loop that has no templates: all read the same tokens.
 RENDERED = (
@@ -24,7 +25,7 @@ RENDERED = (
 BARE = (
     NO_AMX
     + """
-import json, sys, time
+import json, os, sys, time
 sys.modules.pop("llama_cpp", None)
 import importlib.util, types
 spec = importlib.util.find_spec("llama_cpp")
@@ -32,13 +33,14 @@ package = types.ModuleType("llama_cpp"); package.__path__ = list(spec.submodule_
 sys.modules["llama_cpp"] = package
 import llama_cpp.llama_cpp as api
 path, text, count, threads = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3]), int(sys.argv[4])
+flash = int(os.environ.get("ATTENTION", "-1"))  # enum llama_flash_attn_type
 quiet = api.llama_log_callback(lambda level, text, data: None)
 api.llama_log_set(quiet, None)
 api.llama_backend_init()
 model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
 vocab = api.llama_model_get_vocab(model)
 params = api.llama_context_default_params()
-params.n_ctx, params.n_threads, params.n_threads_batch = 4096, threads, threads
+params.n_ctx, params.n_threads, params.n_threads_batch, params.flash_attn_type = 4096, threads, threads, flash
 context = api.llama_init_from_model(model, params)
 tokens = (api.llama_token * 4096)()
 n = api.llama_tokenize(vocab, text, len(text), tokens, 4096, True, True)
@@ -75,7 +77,7 @@ def main(rounds: int, busy: bool) -> None:
     tokens = TOKENS_BUSY if busy else TOKENS
     home, model = home_with_starter()
     threads = 2
-    (home / "settings.toml").write_text(f"threads = {threads}\n")
+    (home / "settings.toml").write_text(f"threads = {threads}\ndrafts = false\n")
     env = environment(home)
     words = [str(model), PROMPT, str(tokens), str(threads)]
     rendered = [str(model), RENDERED, str(tokens), str(threads)]
@@ -88,10 +90,12 @@ def main(rounds: int, busy: bool) -> None:
 
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     passive = environment(home, OMP_WAIT_POLICY="passive")
+    ordinary = environment(home, ATTENTION="0")
     results = interleaved(
         {
             "localchat": through_host,
             "bare loop": lambda: child_json(BARE, env, *rendered)["rate"],
+            "bare loop, ordinary attention": lambda: child_json(BARE, ordinary, *rendered)["rate"],
             "bare loop, threads that sleep": lambda: child_json(BARE, passive, *rendered)["rate"],
             "llama_cpp.Llama": lambda: child_json(PEER, env, *words)["rate"],
         },
