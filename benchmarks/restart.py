@@ -1,8 +1,9 @@
 """Going on with a chat of 1,500 tokens after the engine was restarted: how long until the first token of the answer.
 
-All read the same messages with the same threads, and the model is loaded before the clock starts. "localchat, reading
-again" has its prefix cache switched off. `python benchmarks/restart.py [ROUNDS] [MODEL.gguf …]` takes the starter and a
-model of 1.5 B parameters with random weights where none is named.
+All read the same messages with the same threads, and the model is loaded before the clock starts. What is new is a
+short question, which all must read; "the same question" asks the last one once more, so that nothing is new.
+"localchat, reading again" has its prefix cache switched off. `python benchmarks/restart.py [ROUNDS] [MODEL.gguf …]`
+takes the starter and a model of 1.5 B parameters with random weights where none is named.
 """
 
 from __future__ import annotations
@@ -102,6 +103,12 @@ def compare(rounds: int, model: Path, env: dict[str, str], env_without: dict[str
         stop(env)
         return seen[-1]["first"]
 
+    def the_same() -> float:
+        stop(env)
+        first_s = ask(first, env)["first"]
+        stop(env)
+        return first_s
+
     def read_again() -> float:
         figures = ask(json.loads(again), env_without)
         stop(env_without)
@@ -117,13 +124,15 @@ def compare(rounds: int, model: Path, env: dict[str, str], env_without: dict[str
     results = interleaved(
         {
             "localchat": restored,
+            "localchat, the same question": the_same,
             "localchat, reading again": read_again,
             "`llama_cpp.Llama`": llama,
             "`xllamacpp`'s server": server,
         },
         rounds,
     )
-    ratios = [(name, "localchat") for name in results if name != "localchat"]
+    others = [name for name in results if not name.startswith("localchat") or name.endswith("reading again")]
+    ratios = [(name, ours) for ours in ("localchat", "localchat, the same question") for name in others]
     report(f"The first token after a restart, {model.name}", "s", results, ratios)
     last = seen[-1]
     load = statistics.median(one["load"] for one in seen)
