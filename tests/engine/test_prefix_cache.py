@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localchat.engine.prefix_cache import PrefixCache, Sequence, common_prefix
+from localchat.engine.saved_prefixes import WORTH
 from localchat.tuning import SEQUENCES
 
 tokens = st.lists(st.integers(0, 3), max_size=40)
@@ -363,3 +364,47 @@ def test_what_is_forgotten_or_cut_could_have_been_saved_first() -> None:
     assert cache.take([99, 99])
     assert cache.evict()
     assert disk.rescued == [[3] * 9, [0] * 9, [1] * 9]
+
+
+class WholeStates:
+    """Saved prefixes that know the first `known` tokens of every prompt, and bring them back in cells of their own."""
+
+    def __init__(self, cells: Cells, known: int) -> None:
+        self.cells, self.known = cells, known
+
+    def longest(self, tokens: list[int]) -> int:
+        return min(self.known, len(tokens) - 1)
+
+    def extend(self, sequence: Sequence, tokens: list[int], make_room: object) -> None:
+        if self.longest(tokens) >= len(sequence.tokens) + WORTH:
+            sequence.tokens = tokens[: self.longest(tokens)]
+            self.cells.held[sequence.id] = list(sequence.tokens)
+            self.cells.state[sequence.id] = list(sequence.tokens)
+
+    def rescue(self, sequence: Sequence) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["windowed", "recurrent"])
+@pytest.mark.parametrize("more", [WORTH - 1, WORTH, 2 * WORTH - 1, 2 * WORTH])
+def test_cells_that_come_from_the_disk_are_never_counted_as_shared(kind: Kind, more: int) -> None:
+    # A request that was let in for cells that it was thought to share stepped aside and came back, for ever.
+    cells, shared = Cells(kind), list(range(100))
+    disk = WholeStates(cells, 0)
+    cache = PrefixCache(
+        cells,  # type: ignore[arg-type]
+        n_swa=WINDOW if kind == "windowed" else 0,
+        is_recurrent=kind == "recurrent",
+        saved=disk,
+    )
+    running = cache.take([*shared, 0])
+    assert running
+    cache.mark(running, [100])
+    read(cache, cells, running, [*shared, 0, 0])
+    disk.known = 100 + more
+    prompt = [*shared, *range(200, 400)]
+    before, expected = cache.cells(), cache.cells_to_add(prompt)
+    sequence = cache.take(prompt)
+    assert sequence
+    read(cache, cells, sequence, prompt)
+    assert cache.cells() - before == expected == (300 if more >= WORTH else 200)

@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 from localchat.engine.checkpoints import Checkpoint, Checkpoints, last_within, places
 from localchat.engine.context import Context, State
 
-_WORTH_RESTORING = 64
-"""Tokens that the disk must have beyond what is in memory, for a conversation to come from there whole."""
+_WORTH_RESTORING = 32
+"""Tokens that the disk must have beyond what is in memory, for a conversation to come from there whole. No more than
+what `Saved.extend` finds worth it: a sequence that shares cells must not be overwritten by one that has its own."""
 
 _spans = count()
 
@@ -114,8 +115,8 @@ class PrefixCache:
         if not free:
             return None
         best, saved = self._best(tokens), self._saved
-        if saved and self.is_stateful and saved.longest(tokens) >= best.length + _WORTH_RESTORING:
-            # It comes whole: no live conversation need be cut back for it, nor copied from.
+        if self._comes_whole(best, tokens):
+            # No live conversation need be cut back for it, nor copied from.
             best = _Reuse(best.sequence, 0)
         sequence = self._build_on(best, free)
         sequence.busy = True
@@ -189,6 +190,8 @@ class PrefixCache:
     def cells_to_add(self, tokens: list[int]) -> int:
         """How many more they would hold with a prompt that is taken and read now."""
         best = self._best(tokens)
+        if self._comes_whole(best, tokens):
+            return len(tokens)
         shared = 0
         held = _joined(sequence for sequence in self.sequences if sequence.busy)
         for span, (start, end) in best.sequence.cells(best.length).items():
@@ -220,6 +223,11 @@ class PrefixCache:
         """What a prompt can build on; of two that are as long, the one that need not be copied."""
         reusable = [self._reusable(sequence, tokens) for sequence in self.sequences]
         return max(reusable, key=lambda reuse: (reuse.length, not reuse.sequence.busy))
+
+    def _comes_whole(self, best: _Reuse, tokens: list[int]) -> bool:
+        """Whether a prompt will come from the disk, in cells of its own, though memory knows some of it."""
+        saved = self._saved
+        return bool(saved and self.is_stateful and saved.longest(tokens) >= best.length + _WORTH_RESTORING)
 
     def _reusable(self, sequence: Sequence, tokens: list[int]) -> _Reuse:
         # The last token is always computed anew: its logits choose the first token of the answer.
