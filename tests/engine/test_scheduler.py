@@ -20,6 +20,7 @@ import pytest
 from localchat.engine import prefix_cache, resident, scheduler
 from localchat.engine.job import Event, Finished, Job, ModelSpec
 from localchat.engine.model import Model, _size_with_shards
+from localchat.engine.prefix_cache import PrefixCache
 from localchat.engine.running import Running
 from localchat.engine.scheduler import Engine, Task
 from localchat.engine.templates import TemplateRenderer
@@ -356,6 +357,17 @@ def test_two_long_prompts_that_had_to_wait_for_each_other_do_so_only_once(
             assert judge(ask)
         first, second = (ask.numbers(Piece) for ask in asks)
         assert (second[0] < first[-1]) == (can_move or letters == "cd")
+
+
+def test_who_was_let_in_by_a_wrong_sum_waits_until_another_has_ended(
+    fresh: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would step aside and be let in again for ever, and nobody would get on."""
+    short = write_model(tmp_path / "short.gguf", speaks=LETTERS, context=512)
+    monkeypatch.setattr(PrefixCache, "cells_to_add", lambda self, tokens: 0)
+    monkeypatch.setattr(Running, "tokens", lambda self, resident: 0)
+    asks = [Ask(fresh, short, letter * 300, max_tokens=150) for letter in "ab"]
+    assert [len(ask.text) for ask in asks] == [150, 150]
 
 
 def test_everybody_who_waits_is_told(engine: Engine, tiny: Path, other: Path) -> None:

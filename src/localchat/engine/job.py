@@ -94,6 +94,8 @@ class Job:
         self._is_from_disk = False
         self._saved_ms = 0.0
         self.lookup: Lookup | None = None
+        self.crowded_out: tuple[int, int] | None = None
+        """How many requests had ended when it had to step aside for others, and the window at that time."""
         self.drafted = self.accepted = 0
         self._generated = 0
         self._started = self._first_token = self._last_token = 0.0

@@ -54,6 +54,8 @@ class Running:
     def __init__(self, controller: ThreadController, *, drafts: bool = True) -> None:
         self.jobs: list[Job] = []
         self.answered = 0
+        self.ended = 0
+        """How many have gone for good, whatever became of them."""
         self._controller = controller
         self._read_rate = self._read_tokens = self._read_seconds = 0.0
         self._drafts = drafts
@@ -90,6 +92,7 @@ class Running:
         context.clear_abort()
         for job in [job for job in self.jobs if job.cancelled]:
             self._leave(job, resident)
+            self.ended += 1
             job.abandon()
         if not self.jobs:
             self._controller.rest()
@@ -201,6 +204,7 @@ class Running:
             resident.cache.cut(fed.job.sequence, len(fed.job.sequence.tokens))
             if isinstance(error, EngineFailed):
                 self._leave(fed.job, resident)
+                self.ended += 1
                 fed.job.fail(error)
 
     def _learn_rate(self, tokens: int, seconds: float) -> None:
@@ -241,9 +245,11 @@ class Running:
             self._cut_back(job.sequence, resident)
         if failure:
             self._leave(job, resident)
+            self.ended += 1
             job.fail(failure)
         elif reason:
             self._leave(job, resident)
+            self.ended += 1
             self.answered += 1
             job.finish(reason)
         elif len(job.tokens) >= resident.n_ctx:
@@ -271,6 +277,8 @@ class Running:
         job = self.jobs[-1]
         self._leave(job, resident)
         if self.jobs:
+            # It had been let in because it fits, says a sum: whatever that says next, it waits until another has ended.
+            job.crowded_out = (self.ended, resident.n_ctx)
             return [job]
         self.answered += 1
         job.finish("length")

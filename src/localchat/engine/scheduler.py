@@ -437,6 +437,10 @@ class Engine:
 
     def _fits_beside(self, job: Job, resident: Resident, reserve: int, explicit: int | None) -> bool:
         """Whether there is room beside those who are running, in a larger window if need be."""
+        if job.crowded_out == (self._running.ended, resident.n_ctx) and (
+            explicit or not resident.grow(resident.grown_context(resident.n_ctx + 1, job.limit))
+        ):
+            return False
         alone = min(explicit, job.limit) if explicit else len(job.tokens) + reserve
         joining = resident.cache.cells_to_add(job.tokens) + min(reserve, _JOINING_RESERVE)
         together = self._running.tokens(resident) + joining
