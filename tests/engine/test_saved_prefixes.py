@@ -270,6 +270,30 @@ def test_a_file_that_nobody_hashed_is_hashed_before_the_engine_leaves(reopen: Op
     assert Answer(reopen(), spec, question).report.restored_from == "disk"
 
 
+def test_only_the_last_conversation_stays_where_others_would_slow_it(
+    reopen: Open, tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ordinary attention looks at all cells up to the last one in use: what is on disk leaves the window."""
+    monkeypatch.setattr(scheduler, "_IDLE_S", 0.01)
+    monkeypatch.setattr(scheduler, "_SETTLING_S", 0.01)
+    plain = spec_of(tiny.path, Tuning(flash_attention=False))
+    engine, questions = reopen(), [text_of(300, seed) for seed in range(3)]
+    texts = [Answer(engine, plain, question).text for question in questions]
+
+    def held() -> list[int]:
+        resident = engine._resident
+        assert resident
+        return [sequence.id for sequence in resident.cache.sequences if sequence.tokens]
+
+    deadline = time.monotonic() + LONG_S
+    while len(held()) > 1:
+        assert time.monotonic() < deadline, held()
+        time.sleep(0.01)
+    again = [Answer(engine, plain, question) for question in reversed(questions)]
+    assert [one.report.restored_from for one in again] == ["memory", "disk", "disk"]
+    assert [one.text for one in again] == texts[::-1]
+
+
 def test_what_was_cleared_is_not_written_again_by_an_engine_that_has_it_in_memory(
     reopen: Open, tiny: ModelSpec, tmp_path: Path
 ) -> None:

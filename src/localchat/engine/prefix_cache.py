@@ -174,6 +174,24 @@ class PrefixCache:
         self._forget(oldest)
         return True
 
+    def settle(self, is_saved: Callable[[Sequence], bool]) -> None:
+        """Forget what lies on the disk too, but for the conversation that was used last, and move that to the front.
+
+        For ordinary attention, which looks at all cells up to the last one in use, whoever they belong to.
+        """
+        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
+        latest = max(idle, key=lambda sequence: sequence.used, default=None)
+        others = [sequence for sequence in idle if sequence is not latest and is_saved(sequence)]
+        if not latest or not others or self.is_stateful:
+            return
+        state = self._context.save(latest.id)
+        for sequence in others:
+            self._forget(sequence)
+        self._context.forget(latest.id)
+        latest.spans = [(next(_spans), 0)]
+        if not self._context.restore(latest.id, state):
+            self._forget(latest)
+
     @property
     def is_full(self) -> bool:
         """Whether all sequences are at work."""

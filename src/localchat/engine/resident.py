@@ -267,6 +267,12 @@ class Resident:
         original = self.model.metadata(f"{self.model.architecture}.rope.scaling.original_context_length") or ""
         return original.isdecimal() and (self.n_ctx > int(original)) != (n_ctx > int(original))
 
+    def settle(self) -> None:
+        """All is saved and nothing runs: have only the last conversation in the window, where others would slow it."""
+        context = self.context
+        if context.tuning.flash_attention is False and context.all_bytes() <= self.spare:
+            self.cache.settle(self.saved.has)
+
     def make_room(self) -> None:
         """Take layers from the GPU that had no room to compute. Nothing may be running.
 

@@ -145,6 +145,11 @@ class SavedPrefixes:
         else:
             self._pieces.clear()  # what follows would be built on it
 
+    def has(self, sequence: Sequence) -> bool:
+        """Whether all of a sequence that is worth it can be brought back."""
+        store = self._store
+        return store is not None and self.longest(sequence.tokens) >= len(sequence.tokens) - WORTH
+
     def flush(self, sequences: Collection[Sequence], seconds: float) -> None:
         """Save all that is not saved yet of all sequences, for at most so long."""
         self.plan(sequences)

@@ -43,6 +43,7 @@ _IDLE_S = 1.0
 """How long nothing was computed until what was read is saved: whoever asks again at once does not wait for that."""
 
 _LAST_SAVING_S = 3.0
+_SETTLING_S = 0.2
 """How long saving may take where the model leaves memory; what is not saved by then must be read again one day."""
 
 T = TypeVar("T")
@@ -231,7 +232,7 @@ class Engine:
     def _rest(self) -> None:
         """Wait for something to do. After a while, what was read is saved, a piece at a time."""
         wait_s: float | None = _IDLE_S
-        is_planned = False
+        is_planned = is_settled = False
         while True:
             with self._wake:
                 if not (self._queue or self._closing):
@@ -248,7 +249,12 @@ class Engine:
                     resident.saved.plan(resident.cache.sequences)
             elif resident.saved.wait_s == 0:
                 resident.saved.step()
+            elif resident.saved.wait_s is None and not is_settled and self._saver.is_empty:
+                resident.settle()
+                is_settled = True
             wait_s = resident.saved.wait_s if is_planned else _IDLE_S
+            if wait_s is None and not is_settled:
+                wait_s = _SETTLING_S  # the last piece is still being written
         if self._saver:
             self._saver.idle.clear()
 
