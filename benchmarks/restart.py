@@ -12,6 +12,7 @@ import json
 import statistics
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 from common import NO_AMX, child_json, environment, home_with_starter, interleaved, localchat, machine, report
@@ -19,7 +20,7 @@ from peers import first_token_s, xllamacpp_server
 from r1_shape import r1_shape
 
 THREADS, CONTEXT, ANSWER = 2, 4096, 8
-QUESTION, NEXT = "What stands in the ship's log on day 7?", "And on the day after it?"
+QUESTION = "What stands in the ship's log on day 7?"
 
 # The client's own part of localchat, as its faces use it: a model that is loaded, then a question.
 OURS = """
@@ -95,11 +96,16 @@ def compare(rounds: int, model: Path, env: dict[str, str], env_without: dict[str
     stop(env)
     stop(env_without)
     said = ask(first, env)["text"]
-    again = json.dumps([*first, {"role": "assistant", "content": said}, {"role": "user", "content": NEXT}])
+    days = count(8)
+
+    def going_on() -> list[dict[str, object]]:
+        """The chat with a question that nobody has asked before."""
+        asked = f"And on day {next(days)}?"
+        return [*first, {"role": "assistant", "content": said}, {"role": "user", "content": asked}]
 
     def restored() -> float:
         stop(env)
-        seen.append(ask(json.loads(again), env))
+        seen.append(ask(going_on(), env))
         stop(env)
         return seen[-1]["first"]
 
@@ -110,16 +116,16 @@ def compare(rounds: int, model: Path, env: dict[str, str], env_without: dict[str
         return first_s
 
     def read_again() -> float:
-        figures = ask(json.loads(again), env_without)
+        figures = ask(going_on(), env_without)
         stop(env_without)
         return figures["first"]
 
     def llama() -> float:
-        return child_json(LLAMA, env, str(model), again, str(CONTEXT), str(THREADS))["first"]
+        return child_json(LLAMA, env, str(model), json.dumps(going_on()), str(CONTEXT), str(THREADS))["first"]
 
     def server() -> float:
         with xllamacpp_server(model, context=CONTEXT, threads=THREADS) as address:
-            return first_token_s(address, {"messages": json.loads(again), "max_tokens": 4, "temperature": 0})
+            return first_token_s(address, {"messages": going_on(), "max_tokens": 4, "temperature": 0})
 
     results = interleaved(
         {
