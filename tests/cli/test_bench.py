@@ -54,6 +54,7 @@ def test_the_report_is_a_table_with_bars(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured_machine()
+    monkeypatch.setattr(bars, "has_unicode", lambda: True)
     prints(monkeypatch, {"share": 0.5, "doing": "2 threads"}, {"notice": "a remark"}, {"bench": BENCH})
     bench("smollm2-135m")
     out, err = capsys.readouterr()

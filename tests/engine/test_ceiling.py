@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from localchat.engine import ceiling, mapped
+from localchat.engine import attention, ceiling, mapped
 from localchat.engine.context import Context
 from localchat.engine.model import Model
 from localchat.engine.offload import Offload
@@ -25,6 +25,12 @@ from tests.engine.test_scheduler import LONG_S, Ask
 from tests.tiny_models import LETTERS, write_model
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a window takes depends on the attention, and which one is fast on the processor."""
+    monkeypatch.setattr(attention, "_is_slow", lambda head: False)
 
 
 @pytest.fixture(scope="module")

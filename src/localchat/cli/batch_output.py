@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from localchat.cli.batch_journal import Journal
 from localchat.cli.batch_lines import LINE_LIMIT_BYTES, Line, printed
+from localchat.cli.main import give_up_stdout
 from localchat.errors import LocalchatError, UsageError
 from localchat.locks import FileLock
 from localchat.safe_text import safe_line
@@ -31,8 +33,13 @@ class StdoutOutput:
 
     def write(self, answer: bytes) -> None:
         """Write one line. Raises `OSError`: a pipe that was closed, a disk that is full."""
-        sys.stdout.buffer.write(answer)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(answer)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                give_up_stdout()
+            raise
 
     def close(self) -> None:
         """Nothing is left to write."""

@@ -55,10 +55,10 @@ def main() -> NoReturn:
         code = _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough, as `head` has; that is no error.
-        _give_up_stdout()
+        give_up_stdout()
         code = 0
     except OSError as error:
-        _give_up_stdout()
+        give_up_stdout()
         if error.errno == errno.EBADF:
             code = _complain("standard output is closed: there is nowhere to write to", 1)
         else:
@@ -83,7 +83,7 @@ def _replace_closed_streams() -> None:
         sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
-def _give_up_stdout() -> None:
+def give_up_stdout() -> None:
     """Write no more to stdout: what is left in its buffer would fail again as Python exits, with a code of its own."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
