@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from threading import Timer
 
 import msgspec
 
 from localchat import machine as machines
+from localchat.client.child import Child
 from localchat.errors import EngineFailed
 from localchat.hardware import Device, EngineBuild
 from localchat.machine import Machine
@@ -69,25 +69,11 @@ def quick() -> Machine:
 def _measure(on_progress: Callable[[float], None]) -> Machine | None:
     """Run the measuring process; None where it fails or takes too long. Whatever ends us, ends it."""
     found: Machine | None = None
-    with subprocess.Popen(
-        [sys.executable, *_MEASURE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        timer = Timer(_TIMEOUT_S, process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            assert process.stdout
-            for raw in process.stdout:
-                try:
-                    line = msgspec.json.decode(raw, type=_Line)
-                except msgspec.DecodeError:
-                    continue  # not a line of ours
-                found = line.machine or found
-                if line.total:
-                    on_progress(min(1.0, line.done / line.total))
-        finally:
-            timer.cancel()
-            process.kill()
+    with Child(_MEASURE, _Line, _TIMEOUT_S) as child:
+        for line in child:
+            found = line.machine or found
+            if line.total:
+                on_progress(min(1.0, line.done / line.total))
     return found
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import http.client
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Timer
 from typing import IO
 
 import msgspec
 
 from localchat import protocol
+from localchat.client.child import Child
 from localchat.client.connect import connect_if_running
 from localchat.client.local import LocalEngine
 from localchat.client.measured import REBUILD
@@ -125,44 +123,26 @@ def _unload() -> None:
 def _run(order: Order, on_progress: OnProgress, on_notice: OnNotice) -> _Line:
     """Run the measuring process to its end; the line with its result."""
     last = _Line()
-    overdue = False
     with tempfile.TemporaryFile() as said:
-        command = [sys.executable, *_TRIAL, msgspec.json.encode(order).decode()]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said) as process:
-
-            def end() -> None:
-                nonlocal overdue
-                overdue = True
-                process.kill()
-
-            timer = Timer(_TIMEOUT_S, end)
-            timer.daemon = True
-            timer.start()
-            try:
-                assert process.stdout
-                for raw in process.stdout:
-                    try:
-                        line = msgspec.json.decode(raw, type=_Line)
-                    except msgspec.DecodeError:
-                        continue  # not a line of ours
-                    if line.notice:
-                        on_notice(line.notice)
-                    elif line.doing:
-                        on_progress(min(1.0, line.share), line.doing)
-                    else:
-                        last = line
-            finally:
-                timer.cancel()
-                process.kill()
+        arguments = (*_TRIAL, msgspec.json.encode(order).decode())
+        with Child(arguments, _Line, _TIMEOUT_S, said) as child:
+            for line in child:
+                if line.notice:
+                    on_notice(line.notice)
+                elif line.doing:
+                    on_progress(min(1.0, line.share), line.doing)
+                else:
+                    last = line
+            code = child.exit_code()
         if last.error:
             raise from_code(last.code, last.error)
-        if overdue:
+        if child.was_overdue:
             raise EngineFailed(
                 f"measuring was not done after {_TIMEOUT_S / 60:.0f} minutes: close what uses the processor (`top` "
                 "shows it), or take a smaller model"
             )
         if not last.bench and not last.tuned:
-            raise EngineFailed(_why(process.returncode, said))
+            raise EngineFailed(_why(code, said))
     return last
 
 
