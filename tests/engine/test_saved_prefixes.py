@@ -276,6 +276,7 @@ def test_only_the_last_conversation_stays_where_others_would_slow_it(
     """Ordinary attention looks at all cells up to the last one in use: what is on disk leaves the window."""
     monkeypatch.setattr(scheduler, "_IDLE_S", 0.01)
     monkeypatch.setattr(scheduler, "_SETTLING_S", 0.01)
+    monkeypatch.setattr(saved_prefixes, "_CHEAP_MS", 0.0)
     plain = spec_of(tiny.path, Tuning(flash_attention=False))
     engine, questions = reopen(), [text_of(300, seed) for seed in range(3)]
     texts = [Answer(engine, plain, question).text for question in questions]
@@ -309,6 +310,7 @@ def test_what_is_dear_is_saved_before_it_is_forgotten(
 ) -> None:
     monkeypatch.setattr(scheduler, "_IDLE_S", 1000.0)
     monkeypatch.setattr(saved_prefixes, "_RESCUE_MS", 1.0)
+    monkeypatch.setattr(saved_prefixes, "_CHEAP_MS", 1.0)
     engine, question = reopen(), text_of(1000)
     Answer(engine, tiny, question, tokens=1)
     for seed in range(2, 20):  # more conversations than sequences

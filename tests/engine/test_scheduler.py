@@ -17,12 +17,13 @@ import numpy as np
 import psutil
 import pytest
 
-from localchat.engine import prefix_cache, resident, scheduler
+from localchat.engine import prefix_cache, resident, seats
 from localchat.engine.job import Event, Finished, Job, ModelSpec
 from localchat.engine.model import Model, _size_with_shards
 from localchat.engine.prefix_cache import PrefixCache
 from localchat.engine.running import Running
-from localchat.engine.scheduler import Engine, Task
+from localchat.engine.scheduler import Engine
+from localchat.engine.task import Task
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.text import Piece
 from localchat.errors import ContextExceeded, DamagedFile, DoesNotFit, EngineFailed, Interrupted, LocalchatError
@@ -733,7 +734,7 @@ def test_several_answers_that_do_not_fit_together_still_end_with_the_right_text(
 def test_where_memory_forbids_a_larger_window_the_answer_ends_there(
     fresh: Engine, tiny: Path, small_start: None, monkeypatch: pytest.MonkeyPatch, judge: Judge
 ) -> None:
-    monkeypatch.setattr(scheduler, "_ANSWER_RESERVE", 16)
+    monkeypatch.setattr(seats, "ANSWER_RESERVE", 16)
     ask = Ask(fresh, tiny, "hello")
     ask.wait_for(Piece)
     monkeypatch.setattr(resident, "available_memory", lambda: 0)
@@ -751,7 +752,7 @@ def test_where_memory_forbids_a_larger_window_the_answer_ends_there(
 def test_a_window_that_cannot_be_made_fails_one_request_and_the_next_makes_another(
     fresh: Engine, tiny: Path, small_start: None, monkeypatch: pytest.MonkeyPatch, judge: Judge
 ) -> None:
-    monkeypatch.setattr(scheduler, "_ANSWER_RESERVE", 16)
+    monkeypatch.setattr(seats, "ANSWER_RESERVE", 16)
     make = resident.Context
 
     def refuse(model: object, n_ctx: int, *rest: object) -> object:

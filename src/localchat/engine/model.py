@@ -101,9 +101,10 @@ class Model:
 
         def watch(fraction: float, _user_data: object) -> bool:
             nonlocal cancelled, let_go
-            if fraction >= let_go + _LET_GO_EVERY and makes_copies(logged):
+            if fraction >= let_go + _LET_GO_EVERY:
                 let_go = fraction
-                let_go_of_mapped(self.path)
+                if makes_copies(logged):
+                    let_go_of_mapped(self.path)
             cancelled = not (on_progress is None or on_progress(fraction))
             return not cancelled
 

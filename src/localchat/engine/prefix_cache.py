@@ -192,6 +192,24 @@ class PrefixCache:
         if not self._context.restore(latest.id, state):
             self._forget(latest)
 
+    def thin(self, is_saved: Callable[[Sequence], bool], is_cheap: Callable[[int], bool]) -> None:
+        """Forget idle conversations that can be had again: from the disk, or, but for the one used last, by reading so
+        many tokens as no other sequence holds.
+
+        For ordinary attention, as `settle`; while others run nothing can be moved to the front.
+        """
+        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
+        if self.is_stateful or not idle:
+            return
+        latest = max(idle, key=lambda sequence: sequence.used)
+        for sequence in idle:
+            if is_saved(sequence) or (sequence is not latest and is_cheap(self._cells_alone(sequence))):
+                self._forget(sequence)
+
+    def _cells_alone(self, sequence: Sequence) -> int:
+        """How many cells only this sequence holds."""
+        return _cells(self.sequences) - _cells(other for other in self.sequences if other is not sequence)
+
     @property
     def is_full(self) -> bool:
         """Whether all sequences are at work."""

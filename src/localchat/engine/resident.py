@@ -273,6 +273,11 @@ class Resident:
         if context.tuning.flash_attention is False and context.all_bytes() <= self.spare:
             self.cache.settle(self.saved.has)
 
+    def thin(self) -> None:
+        """Somebody was let in: conversations that nobody asks for any more shall not slow it, where they would."""
+        if self.context.tuning.flash_attention is False:
+            self.cache.thin(self.saved.has, self.saved.is_cheap)
+
     def make_room(self) -> None:
         """Take layers from the GPU that had no room to compute. Nothing may be running.
 

@@ -38,6 +38,9 @@ _LOADING_S = 0.5
 _RESCUE_MS, _RESCUE_S = 2000.0, 0.05
 """What is about to be forgotten is saved at once if reading it again would take so long, for this long."""
 
+_CHEAP_MS = 1000.0
+"""What can be read again in this time need not be kept at other requests' expense."""
+
 _LOOK_S = 0.02
 
 _CHECKPOINTS = 4
@@ -149,6 +152,10 @@ class SavedPrefixes:
         """Whether all of a sequence that is worth it can be brought back."""
         store = self._store
         return store is not None and self.longest(sequence.tokens) >= len(sequence.tokens) - WORTH
+
+    def is_cheap(self, tokens: int) -> bool:
+        """Whether reading so many tokens again takes little time."""
+        return self._cost(tokens) < _CHEAP_MS
 
     def flush(self, sequences: Collection[Sequence], seconds: float) -> None:
         """Save all that is not saved yet of all sequences, for at most so long."""

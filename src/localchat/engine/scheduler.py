@@ -11,8 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from enum import Enum, auto
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,20 +20,14 @@ from localchat.engine.job import Event, Job, ModelSpec
 from localchat.engine.prefix_saver import PrefixSaver
 from localchat.engine.resident import Resident, Wish
 from localchat.engine.running import Running
-from localchat.engine.sampling import Sampler, resolve
+from localchat.engine.sampling import resolve
+from localchat.engine.seats import ANSWER_RESERVE, Seats
 from localchat.engine.shared_prefixes import SharedPrefixes
+from localchat.engine.task import Task
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.threads import ThreadController
-from localchat.errors import ContextExceeded, DoesNotFit, EngineFailed, Interrupted, LocalchatError
+from localchat.errors import ContextExceeded, EngineFailed, Interrupted, LocalchatError
 from localchat.protocol import ChatRequest, Extras, LoadedModel
-
-_ANSWER_RESERVE = 512
-"""Tokens of the window that a prompt should leave for its answer; the window grows when the answer is longer."""
-
-_JOINING_RESERVE = 256
-"""Tokens that must be left beside running requests for another one's answer: it can step aside when they are used."""
-
-_WINDOW_STEP = 256
 
 _PREPARING_S = 0.1
 """For how long prompts may be prepared between two steps of running answers; the one that is begun is ended."""
@@ -43,8 +36,10 @@ _IDLE_S = 1.0
 """How long nothing was computed until what was read is saved: whoever asks again at once does not wait for that."""
 
 _LAST_SAVING_S = 3.0
-_SETTLING_S = 0.2
 """How long saving may take where the model leaves memory; what is not saved by then must be read again one day."""
+
+_SETTLING_S = 0.2
+"""How long to wait for the last piece to be written."""
 
 T = TypeVar("T")
 
@@ -57,34 +52,6 @@ class _Turn(Enum):
     """For room, and whoever is behind it waits too."""
     LETS_PASS = auto()
     """For what another request is reading; others need not wait for that."""
-
-
-class Task:
-    """Something to do with a loaded model on the engine's thread: count tokens, or only have it loaded."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        context: int | None,
-        run: Callable[[Resident], object],
-        gpu_layers: int | None = None,
-        max_ram: int | None = None,
-    ) -> None:
-        self.spec = spec
-        self.wish = Wish(context, gpu_layers, max_ram)
-        self.run = run
-        self.future: Future[object] = Future()
-        self.cancelled = False
-
-    def finish(self, result: object) -> None:
-        """End with a result, unless whoever waited has cancelled the future in the meantime."""
-        with suppress(InvalidStateError):
-            self.future.set_result(result)
-
-    def fail(self, error: LocalchatError) -> None:
-        """End with an error."""
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
 
 
 _NO_MODEL = ModelSpec("", Path())
@@ -116,11 +83,11 @@ class Engine:
         self._saver = saver
         self._queue: deque[Job | Task] = deque()
         self._running = Running(self._controller, drafts=drafts)
+        self._seats = Seats(self._running, context)
         self._shared = SharedPrefixes()
         self._wake = threading.Condition()
         self._closing = False
         self._resident: Resident | None = None
-        self._together = 0
         self._load_began = 0.0
         self._renderer: TemplateRenderer | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -360,11 +327,10 @@ class Engine:
             self._prepare(work, resident)
         if self._running.jobs and self._shared.has_to_wait(work, self._running.jobs, resident.cache):
             return _Turn.LETS_PASS
-        return _Turn.BEGUN if self._seat(work, resident) else _Turn.WAITS
+        return _Turn.BEGUN if self._seats.take(work, resident) else _Turn.WAITS
 
     def _load(self, work: Job | Task, wish: Wish) -> None:
         self._unload()
-        self._together = 0
         assert self._renderer
         layers = self._gpu_layers if wish.gpu_layers is None else wish.gpu_layers
         wish = Wish(wish.context or self._context, layers, wish.max_ram or self._max_ram)
@@ -372,6 +338,7 @@ class Engine:
             work.spec, self._renderer, self._controller.threads, self._watch_loading, wish, self._saver
         )
         self._running.forget_speed(work.spec.tuning)
+        self._seats.forget()
 
     def _watch_loading(self, fraction: float) -> bool:
         """Tell all who wait for these weights; False once the one they are loaded for has gone."""
@@ -411,77 +378,12 @@ class Engine:
             "began": extras.began,
         }
         if extras.overflow == "slide":
-            room = cap - min(request.token_limit() or _ANSWER_RESERVE, cap // 4)
+            room = cap - min(request.token_limit() or ANSWER_RESERVE, cap // 4)
             prompt = prompts.build_sliding(request.messages, room, check=lambda _: check(0), **switches)
         else:
             prompt = prompts.build(request.messages, check=check, **switches)
         check(len(prompt.tokens))
         job.begin(prompt, resolve(request.sampling(), job.spec.sampling), cap)
-
-    def _seat(self, job: Job, resident: Resident) -> bool:
-        """Give a prepared job a sequence, and the context a size that it fits into."""
-        extras, prompt = job.request.localchat or Extras(), job.prompt
-        limit = job.request.token_limit() or _ANSWER_RESERVE
-        reserve = max(1, min(limit, _ANSWER_RESERVE, job.limit - len(job.tokens)))
-        explicit = extras.context or self._context
-        if not self._running.jobs:
-            self._fit(job, resident, len(job.tokens) + reserve, explicit)
-        elif resident.cache.is_full or not self._fits_beside(job, resident, reserve, explicit):
-            return False
-        if not job.sampler:
-            # Before it has a sequence: whatever goes wrong here must not keep one.
-            job.sampler = Sampler(resident.model.n_vocab, job.sampling)
-            job.sampler.read(job.tokens)
-        sequence = resident.cache.take(job.tokens)
-        if not sequence:
-            return False
-        assert prompt
-        resident.cache.mark_prompt(sequence, prompt.turns, len(prompt.tokens))
-        job.seat(sequence)
-        self._running.jobs.append(job)
-        return True
-
-    def _fits_beside(self, job: Job, resident: Resident, reserve: int, explicit: int | None) -> bool:
-        """Whether there is room beside those who are running, in a larger window if need be."""
-        if job.crowded_out == (self._running.ended, resident.n_ctx) and (
-            explicit or not resident.grow(resident.grown_context(resident.n_ctx + 1, job.limit))
-        ):
-            return False
-        alone = min(explicit, job.limit) if explicit else len(job.tokens) + reserve
-        joining = resident.cache.cells_to_add(job.tokens) + min(reserve, _JOINING_RESERVE)
-        together = self._running.tokens(resident) + joining
-        if resident.holds(max(alone, together)):
-            return True
-        if explicit:
-            return False
-        if resident.grow(resident.grown_context(max(alone, together), job.limit)):
-            return resident.holds(max(alone, together))
-        # The window can be made anew when nothing runs any more, and shall then hold all of them: whoever asks several
-        # things at once does so again.
-        self._together = max(self._together, together)
-        return False
-
-    def _fit(self, job: Job, resident: Resident, need: int, explicit: int | None) -> None:
-        """Make the window as large as the job wants it, or as memory allows. Raises `DoesNotFit` where it holds less
-        than the prompt and one token.
-        """
-        if explicit:
-            if not resident.holds(min(explicit, job.limit)):
-                resident.resize(min(explicit, job.limit), job.tokens)
-            return
-        least = len(job.tokens) + 1
-        sizes = [resident.grown_context(max(need, self._together), job.limit), resident.grown_context(need, job.limit)]
-        sizes += [min(_rounded(size), job.limit) for size in (need, least)]
-        for size in sorted(set(sizes), reverse=True):
-            if resident.holds(size):
-                return
-            try:
-                resident.resize(size, job.tokens)
-                return
-            except (DoesNotFit, EngineFailed):
-                self._together = 0
-                if size == min(sizes) and not resident.holds(least):
-                    raise
 
     def _step(self) -> None:
         assert self._resident
@@ -498,7 +400,3 @@ class Engine:
 def _wish_of(job: Job) -> Wish:
     extras = job.request.localchat or Extras()
     return Wish(extras.context, extras.gpu_layers, extras.max_ram)
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _WINDOW_STEP) * _WINDOW_STEP
