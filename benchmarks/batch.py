@@ -3,8 +3,8 @@
 32 prompts of about 50 tokens with answers of 64, greedy, 2 threads, for the starter as Q4_1 and as Q4_0, whose kernels
 gain more from batches. What counts is answer tokens a second over all prompts; `localchat batch` includes the start of
 its process, the others only the asking. Each round has prompts of its own, so that nobody finds them read.
-`python benchmarks/batch.py [ROUNDS] [PROMPTS] [TOKENS]`; 0 rounds: only the one that does not count, to see that all
-runs (`0 2 4` is the least).
+`python benchmarks/batch.py [ROUNDS] [PROMPTS] [TOKENS] [MODEL.gguf …]`; 0 rounds: only the one that does not count, to
+see that all runs (`0 2 4` is the least). Other models are tried without the peers.
 """
 
 from __future__ import annotations
@@ -129,33 +129,40 @@ def server(model: Path, asked: list[str], tokens: int) -> float:
         return answered / (time.perf_counter() - began)
 
 
-def contestants(model: Path, number: int, tokens: int, env: dict[str, str]) -> dict[str, Callable[[], float]]:
+def contestants(
+    model: Path, number: int, tokens: int, env: dict[str, str], *, peers: bool
+) -> dict[str, Callable[[], float]]:
     seeds = count(random.randrange(1 << 30))
 
     def fresh() -> list[str]:
         return prompts(next(seeds), number)
 
-    return {
+    ours: dict[str, Callable[[], float]] = {
         "localchat batch": lambda: batch(model, fresh(), tokens, env),
         "the same engine, one after another": lambda: child(ONE_BY_ONE, model, fresh(), tokens, env),
+    }
+    if not peers:
+        return ours
+    return ours | {
         "`llama_cpp.Llama`, one after another": lambda: child(LLAMA, model, fresh(), tokens, env),
         f"`xllamacpp`'s server, {SIDE_BY_SIDE} slots": lambda: server(model, fresh(), tokens),
     }
 
 
-def main(rounds: int, number: int, tokens: int) -> None:
+def main(rounds: int, number: int, tokens: int, models: list[Path]) -> None:
     home, _ = home_with_starter()
     (home / "settings.toml").write_text(f"threads = {THREADS}\n")
     env = environment(home)
-    for quantization in ("Q4_1", "Q4_0"):
-        results = interleaved(contestants(starter_as(quantization), number, tokens, env), rounds)
+    for model in models or [starter_as("Q4_1"), starter_as("Q4_0")]:
+        results = interleaved(contestants(model, number, tokens, env, peers=not models), rounds)
         subprocess.run(localchat("stop"), env=env, check=True, stdout=subprocess.DEVNULL)
         if not rounds:
             continue
-        title = f"{number} prompts of 50 tokens, answers of {tokens}, starter as {quantization}, {THREADS} threads"
+        title = f"{number} prompts of 50 tokens, answers of {tokens}, {model.name}, {THREADS} threads"
         report(title, "tokens/s", results, [("localchat batch", name) for name in results if name != "localchat batch"])
 
 
 if __name__ == "__main__":
-    given = [int(argument) for argument in sys.argv[1:]]
-    main(*given, *(5, 32, 64)[len(given) :])
+    given = [int(argument) for argument in sys.argv[1:] if argument.isdecimal()]
+    others = [Path(argument).resolve() for argument in sys.argv[1:] if not argument.isdecimal()]
+    main(*given, *(5, 32, 64)[len(given) :], others)

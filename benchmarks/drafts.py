@@ -115,7 +115,8 @@ from llama_cpp import Llama
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 path, turns, count, threads, drafts = sys.argv[1], json.loads(sys.argv[2]), *map(int, sys.argv[3:])
 lookup = LlamaPromptLookupDecoding(num_pred_tokens=drafts) if drafts else None
-llama = Llama(path, n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False, draft_model=lookup)
+llama = Llama(path, n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False,
+    draft_model=lookup, logits_all=bool(drafts))
 text = "<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n"
 for role, said in turns:
     text += f"<|im_start|>{role}\\n{said}<|im_end|>\\n"

@@ -34,8 +34,16 @@ _KEPT = 300
 """Models that are remembered, the latest."""
 _LARGEST_FILE = 8 << 20
 
+_TURN_READ, _TURN_ANSWERED = 300, 300
+"""A turn to compare by: a question with some context, and an answer (tokens)."""
+
 # By how much a prediction may be corrected: what is further off than this has another reason than the machine.
 _CORRECTION_LEAST, _CORRECTION_MOST = 0.5, 2.0
+
+
+def turn_seconds(prefill: float, decode: float) -> float:
+    """What a usual turn takes at these tokens/s."""
+    return _TURN_READ / prefill + _TURN_ANSWERED / decode
 
 
 class Speeds(msgspec.Struct, frozen=True):

@@ -163,6 +163,8 @@ def test_the_cache_never_believes_what_the_context_does_not_hold(
             cache.release(sequence)
         if other == 0:
             cache.evict()
+        if other == 2:
+            cache.thin(lambda sequence: len(sequence.tokens) % 2 == 0, lambda tokens: tokens < 4)
         if other == 1 and len(sequence.tokens) > 2:
             # As after a batch that was broken off.
             cells.read(sequence.id, [9])
@@ -231,6 +233,19 @@ def test_eviction_takes_the_one_left_the_longest_ago_and_never_a_busy_one() -> N
     assert cache.evict()
     assert not cache.evict()
     assert known(cache) == [[0, 0, 0], [3, 3, 3]]
+
+
+def test_what_can_be_had_again_is_forgotten_but_for_the_one_used_last() -> None:
+    cells = Cells("plain")
+    cache = filled(cells, [[1] * 9, [2] * 3, [3] * 5, [4] * 4])
+    shared = cache.take([3] * 5 + [5])
+    assert shared
+    cache.thin(lambda sequence: False, lambda tokens: tokens < 5)
+    # The long one is dear, the second and third are not, the last one may well go on.
+    assert sorted(map(len, known(cache))) == [4, 5, 9]
+    cache.release(shared)
+    cache.thin(lambda sequence: len(sequence.tokens) == 5, lambda tokens: False)
+    assert sorted(map(len, known(cache))) == [4, 9], "what is saved goes, even the one used last"
 
 
 def filled(cells: Cells, prompts: list[list[int]]) -> PrefixCache:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from localchat.engine import prefix_cache, resident, seats
+from localchat.engine import prompt as prompt_module
 from localchat.engine.job import Event, Finished, Job, ModelSpec
 from localchat.engine.model import Model, _size_with_shards
 from localchat.engine.prefix_cache import PrefixCache
@@ -582,7 +583,32 @@ def test_messages_that_are_too_long_by_themselves_are_refused_before_they_are_re
     Ask(engine, tiny, "hello", max_tokens=1).end()
     monkeypatch.setattr(TemplateRenderer, "render", lambda *_, **__: 1 // 0)
     with pytest.raises(ContextExceeded, match=r"3000000 tokens.* 2048"):
-        Ask(engine, tiny, "x" * 1_000_000, Message("assistant", "x" * 5000), "x" * 2_000_000).end()
+        Ask(engine, tiny, *["x" * 200_000, Message("assistant", "x" * 5000)] * 15).end()
+
+
+def test_megabytes_are_refused_before_they_are_tokenized(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ask(engine, tiny, "hello", max_tokens=1).end()
+    seen, tokenize = [], Model.tokenize
+
+    def watched(self: Model, text: str, *, parse_special: bool) -> list[int]:
+        seen.append(len(text))
+        return tokenize(self, text, parse_special=parse_special)
+
+    monkeypatch.setattr(Model, "tokenize", watched)
+    with pytest.raises(ContextExceeded, match=r"about 5000000 tokens.* 2048"):
+        Ask(engine, tiny, "x" * 2_000_000, Message("assistant", "y" * 5000), "z" * 3_000_000).end()
+    assert sum(seen) < 200_000
+
+
+def test_what_only_seems_too_long_is_counted(engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_module, "_LONG", 100)
+    monkeypatch.setattr(prompt_module, "_SAMPLE", 10)
+    text = "x" * (2000 - OVERHEAD)
+    assert Ask(engine, tiny, text, max_tokens=9).end().usage.prompt_tokens == 2000
+    with pytest.raises(ContextExceeded, match=f"has {OVERHEAD + 2040} tokens"):
+        Ask(engine, tiny, "x" * 2040).end()
 
 
 def test_an_explicit_context_is_a_limit(engine: Engine, tiny: Path) -> None:

@@ -8,9 +8,8 @@ the finished text is cut at them before it is tokenized: no piece holds a whole 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from localchat.engine.model import Model
 from localchat.engine.templates import TemplateBroken, TemplateRefused, TemplateRenderer
@@ -23,7 +22,16 @@ _IS_ODD = re.compile(r"[^\w\s.,;:!?'\"`*#()\[\]{}/-]|_")  # at the edge of a tex
 _TAG_LIKE = re.compile(r"<[^<>\s{}'\"]{1,40}>|\[/?[A-Z_]{2,24}\]|◁/?[a-z]+▷")
 _PROBE_SYSTEM, _PROBE_USER = "localchatprobesystem", "localchatprobeuser"
 _PLAIN_STOP = "\nUser:"
+_LONG, _SAMPLES, _SAMPLE = 1 << 18, 32, 1 << 11
+"""Characters from which on a text is estimated before all of it is tokenized; at so many places, so many each."""
 _NO_TEMPLATE = "this model has no chat template (it is a base model): it continues text rather than answer"
+
+
+class Check(Protocol):
+    """What a builder asks on its way."""
+
+    def __call__(self, tokens: int, *, is_estimate: bool = False) -> None:
+        """The prompt has at least so many tokens, or is estimated to have them. May raise."""
 
 
 @dataclass
@@ -83,17 +91,19 @@ class PromptBuilder:
         effort: str | None = None,
         go_on: bool = False,
         began: float | None = None,
-        check: Callable[[int], None] = lambda tokens: None,
+        check: Check = lambda tokens, is_estimate=False: None,
     ) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
 
         `thinking` switches a model's thinking where its template can; `effort` is OpenAI's `reasoning_effort`. With
         `go_on` the last message is an answer that broke off, and the prompt ends where that does. A template that tells
-        the date tells that of `began` (seconds since 1970; None: now). `check` is called on the way with the tokens
-        that are known of, and may raise. Raises `UsageError` where the template refuses the conversation in every form.
+        the date tells that of `began` (seconds since 1970; None: now). Raises what `check` raises, and `UsageError`
+        where the template refuses the conversation in every form.
         """
         begun = messages[-1] if go_on else None
         turns, known = [], 0
+        # Megabytes take seconds to tokenize: what is far too long is refused before.
+        check(sum(map(self._estimated, messages)), is_estimate=True)
         for message in messages[:-1] if begun else messages:
             check(0)
             content, count = self._guard(message.text())
@@ -116,6 +126,16 @@ class PromptBuilder:
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
         return Prompt(tokens, tags, inside, go_on, stops, 0, warnings, self._turns(turns, text, tokens))
+
+    def _estimated(self, message: Message) -> int:
+        """About how many tokens a very long message has, and 0 for others."""
+        text = message.text()
+        if len(text) < _LONG or message.role == "assistant":
+            return 0
+        step = len(text) // _SAMPLES
+        samples = (text[start : start + _SAMPLE] for start in range(0, _SAMPLES * step, step))
+        tokens = sum(len(self._model.tokenize(sample, parse_special=False)) for sample in samples)
+        return tokens * len(text) // (_SAMPLES * _SAMPLE)
 
     def _turns(self, turns: list[dict[str, Any]], text: str, tokens: list[int]) -> list[int]:
         """Where in `tokens` the content of the last turn begins and ends, as far as tokens end there."""

@@ -32,6 +32,9 @@ from localchat.protocol import ChatRequest, Extras, LoadedModel
 _PREPARING_S = 0.1
 """For how long prompts may be prepared between two steps of running answers; the one that is begun is ended."""
 
+_SURE = 4
+"""How many times too long a prompt must be estimated to be before it is refused without being counted."""
+
 _IDLE_S = 1.0
 """How long nothing was computed until what was read is saved: whoever asks again at once does not wait for that."""
 
@@ -359,15 +362,16 @@ class Engine:
         trained, allowed = resident.model.n_ctx_train, resident.most_context
         cap = min(extras.context or self._context or trained, allowed)
 
-        def check(tokens: int) -> None:
+        def check(tokens: int, *, is_estimate: bool = False) -> None:
             if job.cancelled:
                 raise Interrupted("nobody waits for this answer any more")
-            if tokens >= cap:
+            if tokens >= (_SURE * cap if is_estimate else cap):
                 advice = f"set a larger context (up to {allowed})" if cap < allowed else "shorten it"
                 if cap == allowed < trained:
                     advice = f"that is all that fits under the ceiling of {resident.said_ceiling}: raise --max-ram"
                 raise ContextExceeded(
-                    f"the prompt has {tokens} tokens and the context window holds {cap}: {advice}, or start a new chat"
+                    f"the prompt has {'about ' if is_estimate else ''}{tokens} tokens and the context window holds "
+                    f"{cap}: {advice}, or start a new chat"
                 )
 
         prompts = resident.prompts
@@ -379,7 +383,7 @@ class Engine:
         }
         if extras.overflow == "slide":
             room = cap - min(request.token_limit() or ANSWER_RESERVE, cap // 4)
-            prompt = prompts.build_sliding(request.messages, room, check=lambda _: check(0), **switches)
+            prompt = prompts.build_sliding(request.messages, room, check=lambda *_, **__: check(0), **switches)
         else:
             prompt = prompts.build(request.messages, check=check, **switches)
         check(len(prompt.tokens))

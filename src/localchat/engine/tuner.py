@@ -21,7 +21,7 @@ from localchat.engine.llama import api
 from localchat.engine.stopwatch import Stopwatch
 from localchat.engine.trial import Pace, Trial, now
 from localchat.errors import DoesNotFit, EngineFailed
-from localchat.trials import Tried, Tuned, Turn
+from localchat.trials import Tried, Tuned, Turn, turn_seconds
 from localchat.tuning import MICRO_BATCH, Tuning
 
 NOISE = 1.03
@@ -34,8 +34,6 @@ _DEPTH = 2048
 _LARGE_WINDOW, _ATTENTION_BYTES = 8192, 128 << 20
 """What may be written down of the attention in a window of so many tokens: no more than the engine keeps free."""
 _CLOSE = 0.9  # of the best: what is slower than that in a first round is not tried again
-_TURN_READ, _TURN_ANSWERED = 300, 300
-"""A turn to compare by: a question with some context, and an answer (tokens)."""
 _STAGES = 4
 _READ_S, _ANSWER_S = 3.5, 1.2
 
@@ -247,4 +245,4 @@ def _gain(rates: Sequence[float], others: Sequence[float]) -> float:
 def _turn(turn: Turn) -> float:
     """Seconds of a usual turn: half of the answers come early in a chat, half of them late."""
     late = turn.decode_at_depth or turn.decode
-    return _TURN_READ / turn.prefill + _TURN_ANSWERED / 2 * (1 / turn.decode + 1 / late)
+    return (turn_seconds(turn.prefill, turn.decode) + turn_seconds(turn.prefill, late)) / 2

@@ -17,7 +17,7 @@ from localchat.models import fit
 from localchat.models.fit import Memory, Speed, Verdict, Weights
 from localchat.models.shape import Shape
 from localchat.settings import max_ram, settings
-from localchat.trials import Kept, Speeds
+from localchat.trials import Kept, Speeds, turn_seconds
 from localchat.tuning import Tuning
 
 USUAL_CONTEXT = 4096
@@ -31,8 +31,6 @@ COMFORTABLE_PREFILL = 150.0
 READABLE_DECODE = 7.0
 """Tokens/s at which an answer appears about as fast as one reads."""
 
-# A turn to compare by: a question with some context, and an answer.
-_TURN_READ, _TURN_ANSWERED = 300, 300
 # Speeds this close are the same, measured on a machine that does other things too.
 _SAME_SPEED = 1.1
 
@@ -242,7 +240,7 @@ def quality(label: str) -> float:
 def _turn_seconds(speed: Speed) -> float | None:
     if not speed.decode or not speed.prefill:
         return None
-    return _TURN_READ / speed.prefill + _TURN_ANSWERED / speed.decode
+    return turn_seconds(speed.prefill, speed.decode)
 
 
 def _is_comfortable(speed: Speed) -> bool:

@@ -23,7 +23,6 @@ _FASTER = 1.1
 """By how much another quantization must shorten a turn to be worth its download."""
 _QUALITY_KEPT = 0.85
 """The share of its bits a weight that a faster quantization must keep, so that its answers are nearly the same."""
-_TURN_READ, _TURN_ANSWERED = 300, 300
 
 
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +45,7 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
         """Seconds of a usual turn: a question with some context, and an answer."""
         if not self.decode or not self.prefill:
             return None
-        return _TURN_READ / self.prefill + _TURN_ANSWERED / self.decode
+        return trials.turn_seconds(self.prefill, self.decode)
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
