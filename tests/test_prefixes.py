@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from localchat import prefix_file
-from localchat.prefix_file import Broken, Entry, Header, key_of, pack
+from localchat.prefix_file import Broken, Entry, Header, key_of
 from localchat.prefix_index import CHUNK
 from localchat.prefixes import KEPT_DAYS, PrefixStore, known_hashes, remember_hash
 
@@ -26,7 +26,7 @@ DAY = 86_400
 
 def header(tokens: list[int], parent: str = "", start: int = 0, **other: object) -> Header:
     fields = {"key": KEY, "model": "a" * 64, "engine": "1", "kind": "chunk", "read_ms": 12.5, **other}
-    return Header(parent=parent, start=start, tokens=pack(tokens), **fields)  # type: ignore[arg-type]
+    return Header(parent=parent, start=start, tokens=array("i", tokens).tobytes(), **fields)  # type: ignore[arg-type]
 
 
 def payload_of(tokens: list[int], size: int = 1000) -> bytes:

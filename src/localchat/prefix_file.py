@@ -78,11 +78,6 @@ class Entry:
         """The position after the last token."""
 
 
-def pack(tokens: list[int]) -> bytes:
-    """Token ids as a header holds them."""
-    return array("i", tokens).tobytes()
-
-
 def entry_id(key: str, kind: Kind, parent: str, tokens: bytes) -> str:
     """The id of the entry that continues `parent` by `tokens`: 32 hex digits."""
     return hashlib.sha256(f"{key} {kind} {parent or _ROOT} ".encode() + tokens).hexdigest()[:32]

@@ -6,7 +6,7 @@ reading: whatever goes wrong costs one line on stderr, and nothing is raised. No
 
     store = PrefixStore(paths().prefixes, cap)
     store.load()                                          find out what is there (takes a moment: on a thread)
-    store.put(Header(key=…, kind="chunk", parent="", start=0, tokens=pack(tokens), …), payload)
+    store.put(Header(key=…, kind="chunk", parent="", start=0, tokens=array("i", tokens).tobytes(), …), payload)
     chain, covered = store.index.chain(key, tokens)       what a prompt begins with
     payload = store.payload(chain[0])                     verified bytes, or None where the file is gone or broken
     store.touch(reversed(chain))                          they were of use: others go before them

@@ -103,7 +103,8 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     nothing of this request is saved on disk, not even what the model has read of it. `max_ram`: bytes that the engine
     may take altogether, for this request and those after it (None: what it was started with). `began`: when the
     conversation did, in seconds since 1970; a template that tells the date tells that one, so that what was read
-    yesterday is still the beginning of today's prompt.
+    yesterday is still the beginning of today's prompt. `patient`: it is one of many, and lets those go first that a
+    person waits for.
     """
 
     overflow: Literal["error", "slide"] = "error"
@@ -116,6 +117,7 @@ class Extras(msgspec.Struct, omit_defaults=True, frozen=True):
     keep: bool = True
     began: Moment | None = None
     max_ram: PositiveCount | None = None
+    patient: bool = False
 
 
 class StreamOptions(msgspec.Struct, omit_defaults=True, frozen=True):

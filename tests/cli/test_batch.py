@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from localchat.cli import batch_run
+from localchat.cli import batch_output, batch_run
 from localchat.cli.main import main
 from localchat.protocol import ChatRequest
 from tests.conftest import forget_home, is_alive, run_cli, start_cli, status_of, stop_host, wait_for
@@ -646,20 +646,67 @@ def test_answers_behind_a_failed_line_outlast_a_kill(
     assert not answers.with_name("answers.jsonl.rest").exists()
 
 
-def test_a_file_with_something_else_in_it_is_not_touched(engine: EchoEngine, folder: Path, tmp_path: Path) -> None:
+FOREIGN = (
+    '{"text": "mine"}\n',
+    "hello\nworld\n",
+    "hello",
+    '{"text": "mine"}',
+    '{"id":7}',
+    '{"id":"a","name":"b"',
+    "[",
+    " {",
+)
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("options", [(), ("--as-completed",)], ids=["ordered", "as completed"])
+def test_a_file_with_something_else_in_it_is_not_touched(
+    engine: EchoEngine, folder: Path, tmp_path: Path, options: tuple[str, ...], content: str
+) -> None:
     precious = tmp_path / "notes.jsonl"
-    for content in ('{"text": "mine"}\n', "hello\nworld\n"):
-        precious.write_text(content)
-        done = batch(engine, prompts(folder, '"a"'), "--output", str(precious), home=folder)
-        assert (done.returncode, precious.read_text()) == (2, content)
-        assert "line 1, is not from `localchat batch`" in done.stderr
+    precious.write_text(content)
+    done = batch(engine, prompts(folder, '"a"'), "--output", str(precious), *options, home=folder)
+    assert (done.returncode, precious.read_text()) == (2, content)
+    assert "line 1, is not from `localchat batch`" in done.stderr
 
 
-def test_prompts_are_not_overwritten_by_their_answers(engine: EchoEngine, folder: Path, tmp_path: Path) -> None:
-    lines = Path(prompts(folder))
-    lines.write_text("")
-    done = batch(engine, str(lines), "--output", str(lines), home=folder)
+@pytest.mark.parametrize("name", [None, 7, -7, "a", 'quoted "twice" \\ and more', "é"])
+def test_a_line_torn_anywhere_is_one_of_ours(engine: EchoEngine, folder: Path, tmp_path: Path, name: object) -> None:
+    answers, lines = tmp_path / "answers.jsonl", prompts(folder, {"id": name, "prompt": "p"} if name else '"p"')
+    batch(engine, lines, "--output", str(answers), "-n", home=folder)
+    whole = answers.read_bytes()
+    assert all(batch_output._TORN.fullmatch(whole[:cut]) for cut in range(1, len(whole)))
+
+
+def test_a_file_that_is_finished_leaves_nothing_else(engine: EchoEngine, folder: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    arguments = cut_short(engine, folder, "--output", str(answers))
+    for number in (2, 6, 7):
+        engine.go(f"hold {number}")
+    assert run_cli(*arguments, home=folder).returncode == 0
+    assert kept_answers(folder) == 0
+    # A line that failed: the others' answers are in the file and elsewhere, until all is answered.
+    engine.refusal = lambda prompt: Refuse(400, "does_not_fit", "no") if prompt == "p1" else None
+    other = (prompts(folder, *numbered(4)), "--output", str(tmp_path / "others.jsonl"))
+    assert batch(engine, *other, home=folder).returncode == 1
+    engine.refusal = lambda prompt: None
+    assert batch(engine, *other, home=folder).returncode == 0
+    assert kept_answers(folder) == 0
+
+
+@pytest.mark.parametrize("is_empty", [True, False], ids=["empty", "answers"])
+@pytest.mark.parametrize("options", [(), ("--as-completed",)], ids=["ordered", "as completed"])
+def test_prompts_are_not_overwritten_by_their_answers(
+    engine: EchoEngine, folder: Path, tmp_path: Path, options: tuple[str, ...], is_empty: bool
+) -> None:
+    lines = tmp_path / "both.jsonl"
+    lines.touch()
+    if not is_empty:
+        batch(engine, prompts(folder, '"a"'), "--output", str(lines), home=folder)
+    before = lines.read_bytes()
+    done = batch(engine, str(lines), "--output", str(lines), *options, home=folder)
     assert done.returncode == 2 and "overwrite the prompts" in done.stderr
+    assert (lines.read_bytes(), before == b"") == (before, is_empty)
 
 
 def test_two_runs_do_not_write_one_file(engine: EchoEngine, folder: Path, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import time
+from array import array
 from pathlib import Path
 
 import pytest
 
-from localchat.prefix_file import Header, key_of, pack
+from localchat.prefix_file import Header, key_of
 from localchat.prefixes import PrefixStore
 from tests.conftest import run_cli, stop_host
 from tests.tiny_models import write_model
@@ -29,7 +30,7 @@ def put(home: Path, tokens: list[int], model: str = "ab" * 32) -> PrefixStore:
         kind="chunk",
         parent="",
         start=0,
-        tokens=pack(tokens),
+        tokens=array("i", tokens).tobytes(),
         read_ms=1.0,
     )
     assert store.put(header, bytes(2000))

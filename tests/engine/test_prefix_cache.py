@@ -248,6 +248,13 @@ def test_what_can_be_had_again_is_forgotten_but_for_the_one_used_last() -> None:
     assert sorted(map(len, known(cache))) == [4, 9], "what is saved goes, even the one used last"
 
 
+def test_what_waits_keeps_what_it_will_go_on_with() -> None:
+    cells = Cells("plain")
+    cache = filled(cells, [[1] * 100, [2] * 100, [3] * 100, [4] * 100])
+    cache.thin(lambda sequence: True, lambda tokens: True, [[2] * 100 + [5], [3] * 63 + [5]])
+    assert known(cache) == [[2] * 100]
+
+
 def filled(cells: Cells, prompts: list[list[int]]) -> PrefixCache:
     """A cache in which each prompt has been read, the first the longest ago."""
     cache = cache_of(cells)
@@ -379,6 +386,17 @@ def test_what_is_forgotten_or_cut_could_have_been_saved_first() -> None:
     assert cache.take([99, 99])
     assert cache.evict()
     assert disk.rescued == [[3] * 9, [0] * 9, [1] * 9]
+
+
+def test_what_goes_wrong_on_the_way_from_the_disk_leaves_no_sequence_busy() -> None:
+    cells = Cells()
+    cache = filled(cells, [[1] * 9])
+    cache._saved = disk = Disk(cells, [])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(disk, "extend", lambda *_: (_ for _ in ()).throw(RuntimeError("no thread")))
+        cache.take([1] * 20)
+    assert not any(sequence.busy for sequence in cache.sequences)
+    assert known(cache) == [] == [held for held in cells.held.values() if held]
 
 
 class WholeStates:

@@ -295,12 +295,41 @@ def test_only_the_last_conversation_stays_where_others_would_slow_it(
     assert [one.text for one in again] == texts[::-1]
 
 
+def test_what_is_no_longer_on_disk_is_not_let_go(reopen: Open, tiny: ModelSpec, tmp_path: Path) -> None:
+    question = text_of(300)
+    Answer(reopen(), tiny, question)
+    engine = reopen()
+    assert Answer(engine, tiny, question).report.restored_from == "disk"
+    held = engine._resident
+    assert held
+    (sequence,) = (sequence for sequence in held.cache.sequences if sequence.tokens)
+    assert held.saved.has(sequence)
+    for file in saved_in(tmp_path).files():
+        file.unlink()
+    assert not held.saved.has(sequence)
+
+
 def test_what_was_cleared_is_not_written_again_by_an_engine_that_has_it_in_memory(
     reopen: Open, tiny: ModelSpec, tmp_path: Path
 ) -> None:
     engine, question = reopen(), text_of(300)
     Answer(engine, tiny, question)
     saved_in(tmp_path).clear()
+    reopen()
+    assert not saved_in(tmp_path).files()
+
+
+def test_what_was_cleared_does_not_come_back_with_a_larger_window(
+    reopen: Open, tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resident, "_STARTING_CONTEXT", 512)
+    engine = reopen()
+    Answer(engine, tiny, text_of(200))
+    before = engine.loaded()
+    saved_in(tmp_path).clear()
+    Answer(engine, tiny, text_of(900, seed=2), keep=False)
+    after = engine.loaded()
+    assert before and after and before.context < after.context
     reopen()
     assert not saved_in(tmp_path).files()
 

@@ -611,6 +611,29 @@ def test_what_only_seems_too_long_is_counted(engine: Engine, tiny: Path, monkeyp
         Ask(engine, tiny, "x" * 2040).end()
 
 
+def test_sliding_does_not_tokenize_what_can_never_fit(
+    engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ask(engine, tiny, "hello", max_tokens=1).end()
+    monkeypatch.setattr(TemplateRenderer, "render", lambda *_, **__: 1 // 0)
+    with pytest.raises(ContextExceeded, match=r"about 3000000 tokens.* 2048"):
+        Ask(engine, tiny, "x", Message("assistant", "y"), "z" * 3_000_000, localchat=Extras(overflow="slide")).end()
+
+
+def test_one_of_many_lets_those_go_first_that_a_person_waits_for(fresh: Engine, tiny: Path) -> None:
+    gate = threading.Event()
+    blocker = Ask(fresh, tiny, "wait", max_tokens=1, sink=lambda event: gate.wait(LONG_S))
+    blocker.wait_for(object)
+    many = [Ask(fresh, tiny, f"{n}" * 9, max_tokens=3, localchat=Extras(patient=True)) for n in range(SEQUENCES + 4)]
+    person = Ask(fresh, tiny, "now", max_tokens=3)
+    other = Ask(fresh, tiny, "and now", max_tokens=3)
+    gate.set()
+    for ask in (*many, person, other):
+        ask.end()
+    firsts = [ask.numbers(Piece)[0] for ask in (person, other, *many[-5:])]
+    assert firsts == sorted(firsts), "the last of the many were not let in before"
+
+
 def test_an_explicit_context_is_a_limit(engine: Engine, tiny: Path) -> None:
     Ask(engine, tiny, "x", max_tokens=1500).end()
     for limit in (256, 300, 1000):

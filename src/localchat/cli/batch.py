@@ -34,7 +34,7 @@ from localchat.models import store
 from localchat.settings import settings
 
 _LOCAL, _REMOTE = 20, 8
-"""Questions at a time. This machine's engine computes 16 side by side; a few more wait, so that it never does."""
+"""Questions at a time. This machine's engine computes up to 16 side by side; a few more wait, so that it never does."""
 
 _NAMES = 64
 """Models that lines may name before the first of them is looked up again."""

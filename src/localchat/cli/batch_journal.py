@@ -99,7 +99,8 @@ class Journal:
         """
         try:
             for key, line, answer in answers:
-                self._insert(key, line, answer, "")
+                if not self._has(key, line, answer):
+                    self._insert(key, line, answer, "")
             self._db.commit()
         except sqlite3.Error as error:
             raise LocalchatError(f"the answers so far cannot be kept ({error}): make room on the disk") from error
@@ -115,6 +116,15 @@ class Journal:
         if self._lock:
             self._lock.release()
             self._lock = None
+
+    def _has(self, key: bytes, line: int, answer: bytes) -> bool:
+        """Whether this run may take that very answer already."""
+        found = self._db.execute(
+            "SELECT 1 FROM answers WHERE key = ? AND line = ? AND answer = ? "
+            "AND run IN (SELECT name FROM temp.dead) AND id NOT IN (SELECT id FROM temp.taken)",
+            (key, line, answer),
+        )
+        return found.fetchone() is not None
 
     def _insert(self, key: bytes, line: int, answer: bytes, run: str) -> None:
         self._db.execute(

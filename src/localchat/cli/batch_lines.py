@@ -123,7 +123,7 @@ class Form:
         self._model_wins = model_wins
         # As `ask` would send it, but whole, and silent on the way.
         asked = request([Node(0, None, Message("user"))], msgspec.structs.replace(settings, system=None))
-        extras = msgspec.structs.replace(asked.localchat or protocol.Extras(), progress=False, keep=keep)
+        extras = msgspec.structs.replace(asked.localchat or protocol.Extras(), progress=False, keep=keep, patient=True)
         self._base = msgspec.structs.replace(asked, stream=False, stream_options=None, localchat=extras)
 
     def line(self, raw: bytes, number: int, place: int) -> Line:
@@ -212,7 +212,7 @@ class Form:
 
     def _key(self, asked: ChatRequest, model: Model) -> bytes:
         """What tells a question from others: all that can change its answer, and nothing else."""
-        extras = msgspec.structs.replace(asked.localchat or protocol.Extras(), keep=True, max_ram=None)
+        extras = msgspec.structs.replace(asked.localchat or protocol.Extras(), keep=True, max_ram=None, patient=False)
         content = [self._where, model.identity, msgspec.structs.replace(asked, model="", localchat=extras)]
         return hashlib.sha256(msgspec.json.encode(content)).digest()[:16]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import sys
@@ -17,6 +18,16 @@ from localchat.cli.main import give_up_stdout
 from localchat.errors import LocalchatError, UsageError
 from localchat.locks import FileLock
 from localchat.safe_text import safe_line
+
+_ID = rb'(?:null|-?\d+|"(?:[^"\\]|\\.)*")'
+_TORN = re.compile(
+    rb'(?:\{|\{"|\{"i|\{"id|\{"id"|\{"id":'  # before the id
+    rb'|\{"id":(?:n|nu|nul|-?\d*|"(?:[^"\\]|\\.)*\\?)'  # within it
+    rb'|\{"id":' + _ID + rb'(?:|,|,"|,"l|,"li|,"lin|,"line|,"line"|,"line":)'  # after it
+    rb'|\{"id":' + _ID + rb',"line":\d.*)',
+    re.DOTALL,
+)
+"""How much of a printed line, at least its first character, can be there where a kill tore it."""
 
 
 class StdoutOutput:
@@ -68,8 +79,8 @@ class FileOutput:
                 raise UsageError(f"{name} is no plain file: name another one, or write `> FILE` without --output")
             if not self._lock.acquire(blocking=False):
                 raise UsageError(f"another batch writes to {name}: wait for it, or name another file")
-            for number, raw in enumerate(_whole_lines(path), 1):
-                if not printed(raw):
+            for number, raw in enumerate(_lines(path), 1):
+                if not (printed(raw) if raw.endswith(b"\n") else _TORN.fullmatch(raw)):
                     raise UsageError(f"{name}, line {number}, is not from `localchat batch`: name another file")
             self._file = path.open("r+b", buffering=0)
             self._old: BinaryIO | None = path.open("rb")
@@ -84,8 +95,7 @@ class FileOutput:
             self._lock.release()
             raise
         self._end = 0
-        if not ordered:
-            self._cut()
+        self._ordered = ordered
 
     def is_same(self, file: BinaryIO) -> bool:
         """Whether this is the file that the prompts are read from."""
@@ -93,6 +103,8 @@ class FileOutput:
 
     def has(self, line: Line) -> bool:
         """Whether the line's answer is what comes next in the file. Asked for each line, in order."""
+        if not self._ordered:
+            self._cut()
         if not self._old:
             return False
         raw = self._old.readline(LINE_LIMIT_BYTES)
@@ -150,11 +162,9 @@ def _answers_in(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:
             yield bytes.fromhex(found[0].key), found[0].line, found[1]
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        for raw in file:
-            if raw.endswith(b"\n"):
-                yield raw
+        yield from file
 
 
 Output = StdoutOutput | FileOutput

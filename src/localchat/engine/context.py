@@ -57,11 +57,10 @@ class Context:
         params = llama.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = bite
-        is_stateful = model.is_recurrent or model.n_swa > 0
-        self.sequences = sequences(is_stateful=is_stateful)
+        self.sequences = sequences(is_stateful=model.is_stateful)
         # Where pieces of the others can be cut out to be saved, and put back, it is done in one more.
         self.scratch = self.sequences
-        params.n_seq_max = self.sequences + (not is_stateful)
+        params.n_seq_max = self.sequences + (not model.is_stateful)
         # The default reserves an output for each token of the batch; nobody asks for more than one a sequence, or as
         # many for drafts while there are fewer.
         self.outputs = self.sequences

@@ -1,7 +1,7 @@
 """Prompt lookup: what a text said before after the same words is what it may say next.
 
 Who copies, edits or quotes says long stretches a second time. `Lookup` finds such a stretch in a conversation's own
-tokens; the scheduler puts a few of its tokens behind the pending one, and one batch tells for all of them at once
+tokens; `running` puts a few of its tokens behind the pending one, and one batch tells for all of them at once
 whether the model would have said them. `DraftPolicy` decides how many, from what steps were seen to cost and how often
 the lookup was right; where drafts do not pay there are none.
 """

@@ -135,6 +135,19 @@ class Model:
         return self._model
 
     @property
+    def is_stateful(self) -> bool:
+        """Whether its memory cannot be cut back to every earlier token: it slides, or keeps a state."""
+        return self.is_recurrent or self.n_swa > 0
+
+    def is_long(self, n_ctx: int) -> bool:
+        """Whether a window of `n_ctx` tokens is beyond the one that the model was first trained with.
+
+        Models with two sets of rope factors take the long one then: the same tokens are other numbers.
+        """
+        original = self.metadata(f"{self.architecture}.rope.scaling.original_context_length") or ""
+        return original.isdecimal() and n_ctx > int(original)
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the weights are in memory; after a `load` that failed they are not."""
         return bool(self._model)
@@ -175,13 +188,18 @@ class Model:
         heads_kv = number("attention.head_count_kv", llama.llama_model_n_head_kv(self._model))
         head_size = llama.llama_model_n_embd(self._model) // self.heads if self.heads else 0
         per_token = heads_kv * (number("attention.key_length", head_size) + number("attention.value_length", head_size))
-        full = self.n_layer
-        if self.n_swa or self.is_recurrent:
-            every = _FULL_LAYER_EVERY.get(self.architecture, _FULL_LAYER_EVERY_AT_MOST)
-            every = number("attention.sliding_window_pattern", number("full_attention_interval", every))
-            full //= max(1, every)
+        full = self.full_layers
         windowed = self.n_layer - full if self.n_swa else 0
         return (full * n_ctx + windowed * min(n_ctx, self.n_swa)) * per_token * 2
+
+    @property
+    def full_layers(self) -> int:
+        """How many layers see the whole window; where the file does not tell, at least so many."""
+        if not self.is_stateful:
+            return self.n_layer
+        every = _FULL_LAYER_EVERY.get(self.architecture, _FULL_LAYER_EVERY_AT_MOST)
+        every = self._number("attention.sliding_window_pattern", self._number("full_attention_interval", every))
+        return self.n_layer // max(1, every)
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of `text`. Without `parse_special` no control token can come out of it."""

@@ -15,6 +15,9 @@ _WORTH_RESTORING = 32
 """Tokens that the disk must have beyond what is in memory, for a conversation to come from there whole. No more than
 what `Saved.extend` finds worth it: a sequence that shares cells must not be overwritten by one that has its own."""
 
+_WORTH_KEEPING = 64
+"""Tokens that a prompt must have in common with a conversation for that to stay until the prompt's turn."""
+
 _spans = count()
 
 
@@ -123,7 +126,13 @@ class PrefixCache:
         sequence.used = time.monotonic()
         sequence.restored, sequence.saved_ms = 0, 0.0
         if saved:
-            saved.extend(sequence, tokens, self.evict)
+            try:
+                saved.extend(sequence, tokens, self.evict)
+            except BaseException:
+                # Nobody knows what it holds now, and nobody will release it.
+                sequence.tokens, sequence.busy = [], False
+                self._forget(sequence)
+                raise
             if not sequence.tokens:
                 self._forget(sequence)
         return sequence
@@ -192,9 +201,14 @@ class PrefixCache:
         if not self._context.restore(latest.id, state):
             self._forget(latest)
 
-    def thin(self, is_saved: Callable[[Sequence], bool], is_cheap: Callable[[int], bool]) -> None:
+    def thin(
+        self,
+        is_saved: Callable[[Sequence], bool],
+        is_cheap: Callable[[int], bool],
+        wanted: Iterable[list[int]] = (),
+    ) -> None:
         """Forget idle conversations that can be had again: from the disk, or, but for the one used last, by reading so
-        many tokens as no other sequence holds.
+        many tokens as no other sequence holds. What one of the `wanted` prompts would go on with stays.
 
         For ordinary attention, as `settle`; while others run nothing can be moved to the front.
         """
@@ -202,7 +216,10 @@ class PrefixCache:
         if self.is_stateful or not idle:
             return
         latest = max(idle, key=lambda sequence: sequence.used)
+        bases = [best.sequence for best in map(self._best, wanted) if best.length >= _WORTH_KEEPING]
         for sequence in idle:
+            if sequence in bases:
+                continue
             if is_saved(sequence) or (sequence is not latest and is_cheap(self._cells_alone(sequence))):
                 self._forget(sequence)
 

@@ -34,6 +34,9 @@ class Check(Protocol):
         """The prompt has at least so many tokens, or is estimated to have them. May raise."""
 
 
+def _no_check(tokens: int, *, is_estimate: bool = False) -> None: ...
+
+
 @dataclass
 class Prompt:
     """What the engine reads: token ids, and what it must know to understand the answer.
@@ -91,7 +94,7 @@ class PromptBuilder:
         effort: str | None = None,
         go_on: bool = False,
         began: float | None = None,
-        check: Check = lambda tokens, is_estimate=False: None,
+        check: Check = _no_check,
     ) -> Prompt:
         """Tokens of a conversation that ends with a turn for the model to answer.
 
@@ -103,7 +106,7 @@ class PromptBuilder:
         begun = messages[-1] if go_on else None
         turns, known = [], 0
         # Megabytes take seconds to tokenize: what is far too long is refused before.
-        check(sum(map(self._estimated, messages)), is_estimate=True)
+        check(self._estimated(messages), is_estimate=True)
         for message in messages[:-1] if begun else messages:
             check(0)
             content, count = self._guard(message.text())
@@ -127,10 +130,10 @@ class PromptBuilder:
             tokens.insert(0, self._model.bos)
         return Prompt(tokens, tags, inside, go_on, stops, 0, warnings, self._turns(turns, text, tokens))
 
-    def _estimated(self, message: Message) -> int:
-        """About how many tokens a very long message has, and 0 for others."""
-        text = message.text()
-        if len(text) < _LONG or message.role == "assistant":
+    def _estimated(self, messages: list[Message]) -> int:
+        """About how many tokens very long messages have, without the model's own; 0 where they are not long."""
+        text = "".join(message.text() for message in messages if message.role != "assistant")
+        if len(text) < _LONG:
             return 0
         step = len(text) // _SAMPLES
         samples = (text[start : start + _SAMPLE] for start in range(0, _SAMPLES * step, step))
@@ -139,7 +142,7 @@ class PromptBuilder:
 
     def _turns(self, turns: list[dict[str, Any]], text: str, tokens: list[int]) -> list[int]:
         """Where in `tokens` the content of the last turn begins and ends, as far as tokens end there."""
-        if not turns or not (self._model.is_recurrent or self._model.n_swa):
+        if not turns or not self._model.is_stateful:
             return []
         content = turns[-1]["content"].strip()  # as many templates have it
         begin = text.rfind(content) if content else -1
@@ -164,14 +167,21 @@ class PromptBuilder:
         opened = ("" if inside else f"{tags.open}\n") + thought
         return f"{opened}\n{tags.close}\n\n{content}" if content else opened
 
-    def build_sliding(self, messages: list[Message], limit: int, **switches: Any) -> Prompt:
+    def build_sliding(
+        self, messages: list[Message], limit: int, *, check: Check = _no_check, **switches: Any
+    ) -> Prompt:
         """As `build`, but with the oldest turns left out until at most `limit` tokens remain.
 
-        The system message and the last turn always stay; what is left begins with a person's turn.
+        The system message and the last turn always stay; what is left begins with a person's turn. `check` is asked
+        whether these two alone are far too long, and on the way, with no tokens, whether to go on.
         """
         system = [message for message in messages[:1] if message.role in ("system", "developer")]
         turns = messages[len(system) :]
-        counts = [len(self._model.tokenize(turn.text(), parse_special=False)) for turn in turns]
+        check(self._estimated(system + turns[-1:]), is_estimate=True)
+        counts = []
+        for turn in turns:
+            check(0)
+            counts.append(len(self._model.tokenize(turn.text(), parse_special=False)))
         # The turns alone may be far too many: those are not even rendered.
         excess, prompt = sum(counts) - limit, None
         while prompt is None or excess > 0:
@@ -182,7 +192,7 @@ class PromptBuilder:
                 turns, counts = turns[cut:], counts[cut:]
             elif prompt:
                 break
-            prompt = self.build(system + turns, **switches)
+            prompt = self.build(system + turns, check=lambda *_, **__: check(0), **switches)
             excess = len(prompt.tokens) - limit
         prompt.dropped_messages = len(messages) - len(system) - len(turns)
         return prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,12 +22,16 @@ from localchat.engine.templates import TemplateRenderer
 from localchat.errors import DoesNotFit, LocalchatError
 from localchat.hardware import available_memory
 from localchat.protocol import DeviceUse, LoadedModel
+from localchat.tuning import MICRO_BATCH, scores_bytes
 
 _STARTING_CONTEXT = 4096
 """The window a model begins with, in tokens; it grows when a conversation needs more and memory allows."""
 
 _PLANNED_CONTEXT = 2 * _STARTING_CONTEXT
 """The window for which room is left on a GPU, so that the first growth moves no layers."""
+
+_GROW_AGAIN_S = 10.0
+"""For so long no larger window is tried after memory did not allow one, although it seemed to: each try costs all."""
 
 _SAVING_S = 1.0
 """How long what a new window would lose may be saved, while somebody waits; what was idle is saved already."""
@@ -74,6 +78,7 @@ class Resident:
         self._threads = threads
         self._context: Context | None = None
         self._saver = saver
+        self._grow_again = 0.0
         self.cache: PrefixCache
         self.saved: SavedPrefixes
         try:
@@ -235,7 +240,7 @@ class Resident:
         """
         context, cache = self.context, self.cache
         n_ctx = min(n_ctx, self.most_context)
-        if n_ctx <= context.n_ctx or self._means_other_numbers(n_ctx):
+        if n_ctx <= context.n_ctx or time.monotonic() < self._grow_again or self._means_other_numbers(n_ctx):
             return False
         before, offload = context.n_ctx, self.model.offload
         try:
@@ -249,6 +254,7 @@ class Resident:
         try:
             self._open(n_ctx)
         except LocalchatError:
+            self._grow_again = time.monotonic() + _GROW_AGAIN_S
             self._move(offload)
             self._open(before)
         # What cannot be brought back is read again: each request knows all its tokens.
@@ -264,8 +270,7 @@ class Resident:
         made, new = self.context.tuning, attention.chosen(self.model, n_ctx, self.spec.tuning)
         if made.flash_attention != new.flash_attention:
             return True
-        original = self.model.metadata(f"{self.model.architecture}.rope.scaling.original_context_length") or ""
-        return original.isdecimal() and (self.n_ctx > int(original)) != (n_ctx > int(original))
+        return self.model.is_long(self.n_ctx) != self.model.is_long(n_ctx)
 
     def settle(self) -> None:
         """All is saved and nothing runs: have only the last conversation in the window, where others would slow it."""
@@ -273,10 +278,13 @@ class Resident:
         if context.tuning.flash_attention is False and context.all_bytes() <= self.spare:
             self.cache.settle(self.saved.has)
 
-    def thin(self) -> None:
-        """Somebody was let in: conversations that nobody asks for any more shall not slow it, where they would."""
+    def thin(self, wanted: Iterable[list[int]]) -> None:
+        """Somebody was let in: conversations that nobody asks for any more shall not slow it, where they would.
+
+        `wanted` are the prompts that wait.
+        """
         if self.context.tuning.flash_attention is False:
-            self.cache.thin(self.saved.has, self.saved.is_cheap)
+            self.cache.thin(self.saved.has, self.saved.is_cheap, wanted)
 
     def make_room(self) -> None:
         """Take layers from the GPU that had no room to compute. Nothing may be running.
@@ -305,9 +313,8 @@ class Resident:
                 offload, why = self.model.offload, str(error)
                 self.model.close()
                 self._move(offload.fewer(n_ctx, why))
-        read_rate = self.saved.read_rate if hasattr(self, "saved") else 0.0
-        self.saved = SavedPrefixes(self._saver, self.spec, self.model, self._context)
-        self.saved.read_rate = read_rate
+        before = self.saved if hasattr(self, "saved") else None
+        self.saved = SavedPrefixes(self._saver, self.spec, self.model, self._context, before)
         self.cache = PrefixCache(
             self._context,
             n_swa=self.model.n_swa,
@@ -331,6 +338,7 @@ class Resident:
         """Bytes that stay free, now and after growing to `n_ctx`. Raises `DoesNotFit` where there are none."""
         growth = max(0, self.model.kv_bytes_estimate(n_ctx) - self.model.kv_bytes_estimate(self.n_ctx))
         more = int(growth * self.model.offload.kept_share) + SAFETY_BYTES
+        more += max(0, self._scores_bytes(n_ctx) - self._scores_bytes(self.n_ctx))
         room = available_memory()
         if more > room and n_ctx > self.n_ctx:
             raise DoesNotFit(
@@ -340,6 +348,13 @@ class Resident:
         # Of all that a window takes, the most by far grows with it.
         grown = self.context.processor_bytes * max(1.0, n_ctx / self.n_ctx)
         return min(room - more, self._spare_beside(int(grown)))
+
+    def _scores_bytes(self, n_ctx: int) -> int:
+        """What a window of `n_ctx` tokens takes for its table of scores, where it has one."""
+        tuning = attention.chosen(self.model, n_ctx, self.spec.tuning)
+        if tuning.flash_attention is not False:
+            return 0
+        return scores_bytes(self.model.heads, n_ctx, min(tuning.micro_batch or MICRO_BATCH, n_ctx))
 
     def abort(self) -> None:
         """Stop the computation that is going on; from any thread."""

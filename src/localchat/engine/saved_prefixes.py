@@ -62,24 +62,30 @@ class _Piece(NamedTuple):
 class SavedPrefixes:
     """What is saved of one model, for one context of it. Used on the engine's thread only.
 
-    `read_rate`: tokens a second that the model last read (0: not known), for what is said to have been saved.
+    `read_rate`: tokens a second that the model last read (0: not known), for what is said to have been saved. `before`
+    is the part of an earlier context of the model, whose sequences this one may take over.
     """
 
-    def __init__(self, saver: PrefixSaver | None, spec: ModelSpec, model: Model, context: Context) -> None:
-        self.read_rate = 0.0
+    def __init__(
+        self,
+        saver: PrefixSaver | None,
+        spec: ModelSpec,
+        model: Model,
+        context: Context,
+        before: SavedPrefixes | None = None,
+    ) -> None:
+        self.read_rate: float = before.read_rate if before else 0.0
         self.room: Callable[[], int] = available_memory
         """How many bytes a copy of a state may take now."""
         self._saver = saver if saver and saver.store.cap else None
         self._spec = spec
         self._context = context
         self._file_bytes = model.file_bytes
-        self._can_cut = not (model.is_recurrent or model.n_swa)
-        # Models with two sets of rope factors take the long one for windows beyond their original one: the same tokens
-        # are then other numbers. (For all others this only tells large windows from small ones.)
-        original = model.metadata(f"{model.architecture}.rope.scaling.original_context_length") or ""
-        self._is_long = original.isdecimal() and context.n_ctx > int(original)
+        self._can_cut = not model.is_stateful
+        self._is_long = model.is_long(context.n_ctx)
         self._model_hash = self._key_known = ""
-        self._cleared = saver.store.cleared if saver else 0
+        # What was read before the cache was cleared must not come back, in whatever window it is now.
+        self._cleared: int = before._cleared if before else saver.store.cleared if saver else 0
         self._pieces: deque[_Piece] = deque()
 
     def longest(self, tokens: list[int]) -> int:
@@ -149,9 +155,16 @@ class SavedPrefixes:
             self._pieces.clear()  # what follows would be built on it
 
     def has(self, sequence: Sequence) -> bool:
-        """Whether all of a sequence that is worth it can be brought back."""
-        store = self._store
-        return store is not None and self.longest(sequence.tokens) >= len(sequence.tokens) - WORTH
+        """Whether all of a sequence that is worth it can be brought back, from files that are still there."""
+        store, tokens = self._store, array("i", sequence.tokens[:-1])
+        if not store:
+            return False
+        if self._can_cut:
+            chain, held = store.index.chain(self._key, tokens)
+        else:
+            held, *found = self._states(store, tokens)
+            chain = [entry for entry in found if entry]
+        return held >= len(sequence.tokens) - WORTH and store.is_there(chain)
 
     def is_cheap(self, tokens: int) -> bool:
         """Whether reading so many tokens again takes little time."""

@@ -44,7 +44,7 @@ _LAST_SAVING_S = 3.0
 _SETTLING_S = 0.2
 """How long to wait for the last piece to be written."""
 
-T = TypeVar("T")
+W = TypeVar("W", Job, Task)
 
 
 class _Turn(Enum):
@@ -92,6 +92,7 @@ class Engine:
         self._closing = False
         self._resident: Resident | None = None
         self._load_began = 0.0
+        self._somebody_came = False
         self._renderer: TemplateRenderer | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -163,13 +164,21 @@ class Engine:
         """Bytes of the process that belongs to the engine."""
         return renderer.memory if (renderer := self._renderer) else 0
 
-    def _enqueue(self, work: T) -> T:
+    def _enqueue(self, work: W) -> W:
         with self._wake:
             if self._closing:
                 raise EngineFailed("the engine is leaving: ask again")
-            self._queue.append(work)  # type: ignore[arg-type]
+            self._queue.insert(self._place_of(work), work)
             self._wake.notify()
         return work
+
+    def _place_of(self, work: Job | Task) -> int:
+        """The end of the queue, or before those at its end that let others go first."""
+        place = len(self._queue)
+        if not _is_patient(work):
+            while place and _is_patient(self._queue[place - 1]):
+                place -= 1
+        return place
 
     # Everything below runs on the engine's thread.
 
@@ -330,7 +339,10 @@ class Engine:
             self._prepare(work, resident)
         if self._running.jobs and self._shared.has_to_wait(work, self._running.jobs, resident.cache):
             return _Turn.LETS_PASS
-        return _Turn.BEGUN if self._seats.take(work, resident) else _Turn.WAITS
+        if not self._seats.take(work, resident):
+            return _Turn.WAITS
+        self._somebody_came = True
+        return _Turn.BEGUN
 
     def _load(self, work: Job | Task, wish: Wish) -> None:
         self._unload()
@@ -383,7 +395,7 @@ class Engine:
         }
         if extras.overflow == "slide":
             room = cap - min(request.token_limit() or ANSWER_RESERVE, cap // 4)
-            prompt = prompts.build_sliding(request.messages, room, check=lambda *_, **__: check(0), **switches)
+            prompt = prompts.build_sliding(request.messages, room, check=check, **switches)
         else:
             prompt = prompts.build(request.messages, check=check, **switches)
         check(len(prompt.tokens))
@@ -392,6 +404,9 @@ class Engine:
     def _step(self) -> None:
         assert self._resident
         try:
+            if self._somebody_came:
+                self._somebody_came = False
+                self._resident.thin(work.tokens for work in self._queue if isinstance(work, Job))
             # Those who stepped aside were let in before all who wait.
             self._queue.extendleft(self._running.step(self._resident))
             self._resident.saved.read_rate = self._running.read_rate or self._resident.saved.read_rate
@@ -399,6 +414,11 @@ class Engine:
             traceback.print_exc(file=sys.stderr)
             self._running.fail_all(LocalchatError(f"the engine stumbled ({type(error).__name__}: {error}): ask again"))
             self._unload(saving_s=0)
+
+
+def _is_patient(work: Job | Task) -> bool:
+    """Whether it lets others go first: who has begun to answer, and stepped aside, has waited long enough."""
+    return isinstance(work, Job) and not work.has_answered and (work.request.localchat or Extras()).patient
 
 
 def _wish_of(job: Job) -> Wish:

@@ -62,7 +62,6 @@ class Seats:
         sequence = resident.cache.take(job.tokens)
         if not sequence:
             return False
-        resident.thin()
         assert prompt
         resident.cache.mark_prompt(sequence, prompt.turns, len(prompt.tokens))
         job.seat(sequence)
@@ -83,7 +82,7 @@ class Seats:
         cells = self._running.tokens(resident) + resident.cache.cells_to_add(job.tokens)
         cells += number * min(reserve, _JOINING_RESERVE) // 2  # of answers as long as this one's, half on average
         # A score, and a value weighed by it: two multiplications and two additions for each place of the embedding.
-        flops = 4 * model.heads * model.head_size * model.n_layer * cells * number
+        flops = 4 * model.heads * model.head_size * model.full_layers * cells * number
         return flops > _FLOPS_PER_BYTE * model.file_bytes
 
     def _fits_beside(self, job: Job, resident: Resident, reserve: int, explicit: int | None) -> bool:

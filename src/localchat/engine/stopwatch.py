@@ -40,7 +40,7 @@ class Stopwatch:
     def __init__(self, model: Model, n_ctx: int, threads: int, tuning: Tuning) -> None:
         self.context = Context(model, n_ctx, threads, tuning)
         self._text = _tokens(model)
-        self._is_plain = not model.is_recurrent and not model.n_swa
+        self._is_plain = not model.is_stateful
         self._length = 0
         self._states: dict[int, ctypes.Array[ctypes.c_uint8]] = {}
 
@@ -70,7 +70,7 @@ class Stopwatch:
             stop = min(end, self._length + self.context.batch_size)
             self.context.begin()
             self.context.add(self._slice(self._length, stop), self._length, _MEASURED, output=stop == end)
-            self._decode()
+            self.context.decode()
             self._length = stop
         return (self._length - first) / (time.perf_counter() - began)
 
@@ -88,7 +88,7 @@ class Stopwatch:
                 # Not the same in each: experts are chosen by token.
                 place = self._length + 7 * sequence
                 self.context.add(self._slice(place, place + 1), self._length, sequence, output=True)
-            self._decode()
+            self.context.decode()
             self._length += 1
             if time.perf_counter() - began > seconds:
                 break
@@ -180,11 +180,6 @@ class Stopwatch:
 
     def _slice(self, start: int, stop: int) -> list[int]:
         return [self._text[index % len(self._text)] for index in range(start, stop)]
-
-    def _decode(self) -> None:
-        self.context.decode()
-        # Devices compute on while the call has returned.
-        api().llama_synchronize(self.context.handle)
 
 
 def _cells(start: int, count: int) -> bytes:

@@ -17,12 +17,11 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from localchat.engine.llama import api
 from localchat.engine.stopwatch import Stopwatch
 from localchat.engine.trial import Pace, Trial, now
 from localchat.errors import DoesNotFit, EngineFailed
 from localchat.trials import Tried, Tuned, Turn, turn_seconds
-from localchat.tuning import MICRO_BATCH, Tuning
+from localchat.tuning import MICRO_BATCH, Tuning, scores_bytes
 
 NOISE = 1.03
 """A gain below this is none: two runs of the same differ by as much."""
@@ -181,9 +180,9 @@ class Tuner:
 
     def _without_flash_attention(self) -> Tuning:
         """Every head's look at the whole window is written down then, for each token of a micro-batch."""
-        heads, size = api().llama_model_n_head(self._trial.model.handle), self.best.micro_batch or MICRO_BATCH
+        heads, size = self._trial.model.heads, self.best.micro_batch or MICRO_BATCH
         window = min(self._trial.model.n_ctx_train, _LARGE_WINDOW)
-        while size > MICRO_BATCHES[0] and heads * window * size * 4 > _ATTENTION_BYTES:
+        while size > MICRO_BATCHES[0] and scores_bytes(heads, window, size) > _ATTENTION_BYTES:
             size //= 2
         return replace(self._with_micro_batch(size), flash_attention=False)
 
