@@ -248,6 +248,21 @@ def test_what_can_be_had_again_is_forgotten_but_for_the_one_used_last() -> None:
     assert sorted(map(len, known(cache))) == [4, 9], "what is saved goes, even the one used last"
 
 
+def test_what_nobody_asks_for_while_others_compute_much_is_forgotten() -> None:
+    cells = Cells("plain")
+    cache = filled(cells, [[1] * 9, [2] * 9])
+    cache._saved = disk = Disk(cells, [])
+    busy = cache.take([3] * 2000)
+    assert busy
+    for length in range(1, 500):
+        cells.read(busy.id, [3])
+        busy.tokens.append(3)
+        cache.reached(busy)
+        cache.thin(lambda sequence: False, lambda tokens: False)
+        assert len(known(cache)) == (3 if length < 400 else 1)
+    assert disk.rescued == [[1] * 9, [2] * 9]
+
+
 def test_what_waits_keeps_what_it_will_go_on_with() -> None:
     cells = Cells("plain")
     cache = filled(cells, [[1] * 100, [2] * 100, [3] * 100, [4] * 100])

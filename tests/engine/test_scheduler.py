@@ -818,6 +818,28 @@ def test_a_window_that_cannot_be_made_fails_one_request_and_the_next_makes_anoth
     assert judge(after)
 
 
+@pytest.mark.usefixtures("small_start")
+def test_a_window_that_cannot_grow_under_a_request_is_not_made_anew_at_every_token(
+    fresh: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge
+) -> None:
+    make, sizes = resident.Context, []
+
+    def refuse(model: object, n_ctx: int, *rest: object) -> object:
+        sizes.append(n_ctx)
+        if n_ctx > 256:
+            raise DoesNotFit("0.1 GiB are free")
+        return make(model, n_ctx, *rest)
+
+    monkeypatch.setattr(resident, "Context", refuse)
+    long = Ask(fresh, tiny, "hello", max_tokens=150)
+    long.wait_for(Piece)
+    waiting = Ask(fresh, tiny, "x" * 200, max_tokens=5)
+    assert len(long.text) == 150 and judge(long)
+    tried = len(sizes)
+    assert len(waiting.text) == 5 and judge(waiting)
+    assert tried <= 4 < len(long.text)
+
+
 # Loading
 
 

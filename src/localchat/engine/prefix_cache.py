@@ -18,6 +18,10 @@ what `Saved.extend` finds worth it: a sequence that shares cells must not be ove
 _WORTH_KEEPING = 64
 """Tokens that a prompt must have in common with a conversation for that to stay until the prompt's turn."""
 
+_OUTSTAYED = 400
+"""Tokens that others compute while ordinary attention looks at an idle conversation, until that has cost them about as
+much as reading it again."""
+
 _spans = count()
 
 
@@ -28,7 +32,8 @@ class Sequence:
     `keep`: its tokens may be saved, says the request that had it last. `restored`: how many of them came from the disk
     when it was taken, and `saved_ms`: what reading again all that it then held would have taken. `marks`: lengths at
     which a batch shall end, so that a checkpoint can be made there. `spans`: which cells it holds, as pairs of a number
-    and the position where those cells begin; forked sequences have spans in common, the last is always its own.
+    and the position where those cells begin; forked sequences have spans in common, the last is always its own. `left`:
+    how much had been computed, in all sequences, when its last request was over.
     """
 
     id: int
@@ -41,6 +46,7 @@ class Sequence:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=lambda: [(next(_spans), 0)])
+    left: int = 0
 
     def stop(self, end: int) -> int:
         """Where a batch that would read up to `end` shall end instead."""
@@ -100,6 +106,7 @@ class PrefixCache:
         self._n_swa = n_swa
         self._is_recurrent = is_recurrent
         self._saved = saved
+        self._computed = 0
         self.sequences = [Sequence(index) for index in range(context.sequences)]
         self.checkpoints = Checkpoints(context, self.sequences)
 
@@ -152,6 +159,7 @@ class PrefixCache:
     def reached(self, sequence: Sequence) -> None:
         """More of a sequence was computed: where it is at a mark now, a checkpoint is made."""
         length = len(sequence.tokens)
+        self._computed += 1
         if sequence.marks and sequence.marks[0] <= length:
             is_due = length in sequence.marks
             sequence.marks = [mark for mark in sequence.marks if mark > length]
@@ -163,6 +171,7 @@ class PrefixCache:
         sequence.busy = False
         sequence.marks = []
         sequence.used = time.monotonic()
+        sequence.left = self._computed
 
     def cut(self, sequence: Sequence, length: int) -> None:
         """Go back to the first `length` tokens, whatever was begun after them; where the memory cannot be cut there, to
@@ -208,7 +217,8 @@ class PrefixCache:
         wanted: Iterable[list[int]] = (),
     ) -> None:
         """Forget idle conversations that can be had again: from the disk, or, but for the one used last, by reading so
-        many tokens as no other sequence holds. What one of the `wanted` prompts would go on with stays.
+        many tokens as no other sequence holds; those too that nobody has asked for while others computed much. What one
+        of the `wanted` prompts would go on with stays.
 
         For ordinary attention, as `settle`; while others run nothing can be moved to the front.
         """
@@ -221,6 +231,9 @@ class PrefixCache:
             if sequence in bases:
                 continue
             if is_saved(sequence) or (sequence is not latest and is_cheap(self._cells_alone(sequence))):
+                self._forget(sequence)
+            elif self._computed - sequence.left >= _OUTSTAYED:
+                self._rescue(sequence)
                 self._forget(sequence)
 
     def _cells_alone(self, sequence: Sequence) -> int:
@@ -269,6 +282,7 @@ class PrefixCache:
     def inherit(self, before: PrefixCache, *, holds: bool) -> None:
         """Take over all sequences of another context's cache; this one `holds` their cells already, or nothing."""
         self.sequences[:] = before.sequences
+        self._computed = before._computed
         for sequence in () if holds else self.sequences:
             self._forget(sequence)
 
