@@ -670,9 +670,14 @@ def test_a_file_with_something_else_in_it_is_not_touched(
     assert "line 1, is not from `localchat batch`" in done.stderr
 
 
-@pytest.mark.parametrize("name", [None, 7, -7, "a", 'quoted "twice" \\ and more', "é"])
+@pytest.mark.parametrize(
+    "name", [None, 7, -7, 1.5, True, [1, {"a": "b"}], {"doc": 1}, "a", 'quoted "twice" \\ and more', "é"]
+)
 def test_a_line_torn_anywhere_is_one_of_ours(engine: EchoEngine, folder: Path, tmp_path: Path, name: object) -> None:
-    answers, lines = tmp_path / "answers.jsonl", prompts(folder, {"id": name, "prompt": "p"} if name else '"p"')
+    answers, lines = (
+        tmp_path / "answers.jsonl",
+        prompts(folder, {"id": name, "prompt": "p"} if name is not None else '"p"'),
+    )
     batch(engine, lines, "--output", str(answers), "-n", home=folder)
     whole = answers.read_bytes()
     assert all(batch_output._TORN.fullmatch(whole[:cut]) for cut in range(1, len(whole)))

@@ -111,7 +111,7 @@ def read(cache: PrefixCache, cells: Cells, sequence: Sequence, prompt: list[int]
     while rest := prompt[len(sequence.tokens) : sequence.stop(len(sequence.tokens) + 8)]:
         cells.read(sequence.id, rest)
         sequence.tokens += rest
-        cache.reached(sequence)
+        cache.reached(sequence, len(rest))
 
 
 def known(cache: PrefixCache) -> list[list[int]]:
@@ -257,7 +257,7 @@ def test_what_nobody_asks_for_while_others_compute_much_is_forgotten() -> None:
     for length in range(1, 500):
         cells.read(busy.id, [3])
         busy.tokens.append(3)
-        cache.reached(busy)
+        cache.reached(busy, 1)
         cache.thin(lambda sequence: False, lambda tokens: False)
         assert len(known(cache)) in ([3] if length < 390 else [1] if length >= 400 else [1, 2, 3])
     assert disk.rescued == [[1] * 9, [2] * 9]

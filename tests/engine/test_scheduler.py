@@ -582,8 +582,8 @@ def test_messages_that_are_too_long_by_themselves_are_refused_before_they_are_re
 ) -> None:
     Ask(engine, tiny, "hello", max_tokens=1).end()
     monkeypatch.setattr(TemplateRenderer, "render", lambda *_, **__: 1 // 0)
-    with pytest.raises(ContextExceeded, match=r"3000000 tokens.* 2048"):
-        Ask(engine, tiny, *["x" * 200_000, Message("assistant", "x" * 5000)] * 15).end()
+    with pytest.raises(ContextExceeded, match=r"has 200000 tokens.* 2048"):
+        Ask(engine, tiny, "x" * 150_000, Message("assistant", "x" * 5000), "x" * 50_000).end()
 
 
 def test_megabytes_are_refused_before_they_are_tokenized(
@@ -632,6 +632,33 @@ def test_one_of_many_lets_those_go_first_that_a_person_waits_for(fresh: Engine, 
         ask.end()
     firsts = [ask.numbers(Piece)[0] for ask in (person, other, *many[-5:])]
     assert firsts == sorted(firsts), "the last of the many were not let in before"
+
+
+def test_who_comes_first_while_one_of_many_is_let_in_loses_nothing(
+    fresh: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge
+) -> None:
+    """The queue changes while the engine is at the door: loading, rendering and growing take their time."""
+    inside, go_on = threading.Event(), threading.Event()
+    letting_in = Engine._let_in
+
+    def slow(self: Engine, work: Job | Task) -> object:
+        if isinstance(work, Job) and not go_on.is_set():
+            inside.set()
+            go_on.wait(LONG_S)
+        return letting_in(self, work)
+
+    monkeypatch.setattr(Engine, "_let_in", slow)
+    patient = [Ask(fresh, tiny, word * 9, max_tokens=5, localchat=Extras(patient=True)) for word in "ab"]
+    assert inside.wait(LONG_S)
+    person = Ask(fresh, tiny, "now", max_tokens=5)
+    cancelled = Ask(fresh, tiny, "or not", max_tokens=5)
+    cancelled.cancel()
+    go_on.set()
+    for ask in (*patient, person):
+        assert len(ask.text) == 5 and judge(ask)
+    idle(fresh)
+    resident_ = fresh._resident
+    assert resident_ and not any(sequence.busy for sequence in resident_.cache.sequences)
 
 
 def test_an_explicit_context_is_a_limit(engine: Engine, tiny: Path) -> None:

@@ -28,7 +28,8 @@ CREATE TABLE IF NOT EXISTS answers (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL, run TEXT NOT NULL, line INTEGER NOT NULL, kept REAL NOT NULL,
     answer BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS by_key ON answers (key);
+DROP INDEX IF EXISTS by_key;
+CREATE INDEX IF NOT EXISTS by_question ON answers (key, line);
 CREATE INDEX IF NOT EXISTS by_run ON answers (run);
 """
 _TEMPORARY = """
@@ -64,11 +65,7 @@ class Journal:
     def take(self, key: bytes, line: int) -> bytes | None:
         """An answer that was kept for `key` and that no line has had yet: rather this line's than another's."""
         try:
-            row = self._db.execute(
-                "SELECT id, answer FROM answers WHERE key = ? AND run IN (SELECT name FROM temp.dead) "
-                "AND id NOT IN (SELECT id FROM temp.taken) ORDER BY line = ? DESC, id LIMIT 1",
-                (key, line),
-            ).fetchone()
+            row = self._free("key = ? AND line = ?", key, line) or self._free("key = ?", key)
             if row:
                 self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
             self._db.commit()
@@ -76,6 +73,15 @@ class Journal:
             self._lose(error)
             return None
         return bytes(row[1]) if row else None
+
+    def pass_over(self, key: bytes, line: int, answer: bytes) -> None:
+        """Such an answer is printed already: no line may have it, and it goes once all is answered."""
+        try:
+            if row := self._free("key = ? AND line = ? AND answer = ?", key, line, answer):
+                self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
+            self._db.commit()
+        except sqlite3.Error as error:
+            self._lose(error)
 
     def keep(self, key: bytes, line: int, answer: bytes) -> None:
         """Keep an answer of this run; it is on disk after `save`."""
@@ -99,7 +105,7 @@ class Journal:
         """
         try:
             for key, line, answer in answers:
-                if not self._has(key, line, answer):
+                if not self._free("key = ? AND line = ? AND answer = ?", key, line, answer):
                     self._insert(key, line, answer, "")
             self._db.commit()
         except sqlite3.Error as error:
@@ -117,14 +123,14 @@ class Journal:
             self._lock.release()
             self._lock = None
 
-    def _has(self, key: bytes, line: int, answer: bytes) -> bool:
-        """Whether this run may take that very answer already."""
-        found = self._db.execute(
-            "SELECT 1 FROM answers WHERE key = ? AND line = ? AND answer = ? "
-            "AND run IN (SELECT name FROM temp.dead) AND id NOT IN (SELECT id FROM temp.taken)",
-            (key, line, answer),
-        )
-        return found.fetchone() is not None
+    def _free(self, where: str, *values: object) -> tuple[int, bytes] | None:
+        """Id and content of the first such answer that this run may take and has not taken."""
+        row: tuple[int, bytes] | None = self._db.execute(
+            f"SELECT id, answer FROM answers WHERE {where} AND run IN (SELECT name FROM temp.dead) "
+            "AND id NOT IN (SELECT id FROM temp.taken) ORDER BY id LIMIT 1",
+            values,
+        ).fetchone()
+        return row
 
     def _insert(self, key: bytes, line: int, answer: bytes, run: str) -> None:
         self._db.execute(

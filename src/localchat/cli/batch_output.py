@@ -19,10 +19,10 @@ from localchat.errors import LocalchatError, UsageError
 from localchat.locks import FileLock
 from localchat.safe_text import safe_line
 
-_ID = rb'(?:null|-?\d+|"(?:[^"\\]|\\.)*")'
+_ID = rb'(?:null|true|false|-?[\d.eE+-]+|"(?:[^"\\]|\\.)*")'
 _TORN = re.compile(
     rb'(?:\{|\{"|\{"i|\{"id|\{"id"|\{"id":'  # before the id
-    rb'|\{"id":(?:n|nu|nul|-?\d*|"(?:[^"\\]|\\.)*\\?)'  # within it
+    rb'|\{"id":(?:n|nu|nul|t|tr|tru|f|fa|fal|fals|-?[\d.eE+-]*|"(?:[^"\\]|\\.)*\\?|[\[{].*)'  # within it
     rb'|\{"id":' + _ID + rb'(?:|,|,"|,"l|,"li|,"lin|,"line|,"line"|,"line":)'  # after it
     rb'|\{"id":' + _ID + rb',"line":\d.*)',
     re.DOTALL,
@@ -111,6 +111,8 @@ class FileOutput:
         found = printed(raw) if raw.endswith(b"\n") else None
         if found and found[1] and (found[0].line, found[0].id, found[0].key) == (line.number, line.id, line.key.hex()):
             self._end += len(raw)
+            # Kept elsewhere too, by the run that printed it: that goes once all is answered.
+            self._journal.pass_over(line.key, line.number, found[1])
             return True
         self._cut()
         return False

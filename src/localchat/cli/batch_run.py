@@ -213,8 +213,6 @@ class Run:
         self._places += 1
         self._unfinished += 1
         if self._output.has(line):
-            # Kept elsewhere too, by the run that printed it: that goes once all is answered.
-            self._journal.take(line.key, line.number)
             self.tally.kept += 1
             self._leave(line, b"")
         elif line.error:

@@ -20,7 +20,9 @@ _WORTH_KEEPING = 64
 
 _OUTSTAYED = 400
 """Tokens that others compute while ordinary attention looks at an idle conversation, until that has cost them about as
-much as reading it again."""
+much as reading it again; `_AS_ONE` tokens of one batch cost no more than one by itself."""
+
+_AS_ONE = 4
 
 _spans = count()
 
@@ -156,10 +158,10 @@ class PrefixCache:
             known = [checkpoint.length for checkpoint in sequence.checkpoints]
             self.mark(sequence, places(turns, known, len(sequence.tokens), length))
 
-    def reached(self, sequence: Sequence) -> None:
-        """More of a sequence was computed: where it is at a mark now, a checkpoint is made."""
+    def reached(self, sequence: Sequence, computed: int) -> None:
+        """So many more tokens of a sequence were computed: where it is at a mark now, a checkpoint is made."""
         length = len(sequence.tokens)
-        self._computed += 1
+        self._computed += max(1, computed // _AS_ONE)
         if sequence.marks and sequence.marks[0] <= length:
             is_due = length in sequence.marks
             sequence.marks = [mark for mark in sequence.marks if mark > length]

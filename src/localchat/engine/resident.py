@@ -281,7 +281,7 @@ class Resident:
     def thin(self, wanted: Iterable[list[int]]) -> None:
         """Somebody was let in: conversations that nobody asks for any more shall not slow it, where they would.
 
-        `wanted` are the prompts that wait.
+        `wanted` are the prompts that wait, as far as they are prepared.
         """
         if self.context.tuning.flash_attention is False:
             self.cache.thin(self.saved.has, self.saved.is_cheap, wanted)

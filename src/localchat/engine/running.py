@@ -120,7 +120,7 @@ class Running:
         for fed in batch:
             assert fed.job.sequence
             fed.job.sequence.tokens += fed.tokens
-            resident.cache.reached(fed.job.sequence)
+            resident.cache.reached(fed.job.sequence, len(fed.tokens) + len(fed.draft))
             if not fed.outputs:
                 fed.job.reading(self._read_rate)
                 continue

@@ -92,6 +92,7 @@ class Engine:
         self._closing = False
         self._resident: Resident | None = None
         self._load_began = 0.0
+        self._at_the_door: Job | Task | None = None
         self._somebody_came = False
         self._renderer: TemplateRenderer | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -168,17 +169,18 @@ class Engine:
         with self._wake:
             if self._closing:
                 raise EngineFailed("the engine is leaving: ask again")
-            self._queue.insert(self._place_of(work), work)
+            self._insert(work)
             self._wake.notify()
         return work
 
-    def _place_of(self, work: Job | Task) -> int:
-        """The end of the queue, or before those at its end that let others go first."""
-        place = len(self._queue)
+    def _insert(self, work: Job | Task) -> None:
+        """Put work at the end of the queue, or before those at its end that let others go first."""
+        place, queue = len(self._queue), list(self._queue)
         if not _is_patient(work):
-            while place and _is_patient(self._queue[place - 1]):
+            place = len(queue)
+            while place and _is_patient(queue[place - 1]):
                 place -= 1
-        return place
+        self._queue.insert(place, work)
 
     # Everything below runs on the engine's thread.
 
@@ -256,10 +258,11 @@ class Engine:
                 return
             work = self._queue[at]
             if work.cancelled or (isinstance(work, Task) and work.future.cancelled()):
-                del self._queue[at]
+                self._queue.remove(work)
                 self._drop(work)
                 continue
             try:
+                self._at_the_door = work
                 turn = self._let_in(work)
             except LocalchatError as error:
                 self._fail(work, error)
@@ -269,10 +272,11 @@ class Engine:
                     work, LocalchatError(f"the engine stumbled over this request ({type(error).__name__}: {error})")
                 )
             else:
+                # Others may have come in before it in the meantime.
                 if turn is _Turn.BEGUN:
-                    del self._queue[at]
+                    self._queue.remove(work)
                     continue
-                at += 1
+                at = self._queue.index(work) + 1
                 # More could not be let in together, so that more need not be prepared yet.
                 if turn is _Turn.WAITS or (self._resident and at >= self._resident.context.sequences):
                     break
@@ -357,7 +361,8 @@ class Engine:
 
     def _watch_loading(self, fraction: float) -> bool:
         """Tell all who wait for these weights; False once the one they are loaded for has gone."""
-        work = self._queue[0]
+        work = self._at_the_door
+        assert work
         if fraction <= 0:
             self._load_began = time.monotonic()
         passed_ms = (time.monotonic() - self._load_began) * 1000
@@ -406,7 +411,7 @@ class Engine:
         try:
             if self._somebody_came:
                 self._somebody_came = False
-                self._resident.thin(work.tokens for work in self._queue if isinstance(work, Job))
+                self._resident.thin([work.tokens for work in list(self._queue) if isinstance(work, Job)])
             # Those who stepped aside were let in before all who wait.
             self._queue.extendleft(self._running.step(self._resident))
             self._resident.saved.read_rate = self._running.read_rate or self._resident.saved.read_rate
