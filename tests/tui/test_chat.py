@@ -395,3 +395,14 @@ async def test_a_slow_answer_does_not_hold_the_keys(bench: Bench) -> None:
         await bench.ask(pilot, "go")
         await pilot.press(*"typing meanwhile".replace(" ", "_"))
         assert bench.composer.text == "typing_meanwhile"
+
+
+async def test_the_bar_shows_where_the_page_stands_that_was_too_long_at_once(bench: Bench) -> None:
+    bench.engine.script(say("A paragraph.\n\n" * 60, by=5000))
+    async with bench.app().run_test(size=(60, 20)) as pilot:
+        await bench.until(pilot, lambda: "will answer" in bench.shown)
+        await bench.ask(pilot, "all at once")
+        await bench.answered(pilot)
+        page = bench.screen.transcript
+        assert page.scroll_y == page.max_scroll_y > 0
+        assert page.vertical_scrollbar.position == page.scroll_y

@@ -180,6 +180,11 @@ class SheetView(ScrollView, inherit_bindings=False):
         self.following = round(new_value) >= self.max_scroll_y
         self.settle(self._top_spot())
 
+    def watch_show_vertical_scrollbar(self, shown: bool) -> None:
+        """Tell the bar where the page stands: Textual does so only while it is shown, pages scroll before too."""
+        if shown:
+            self.vertical_scrollbar.position = self.scroll_y
+
     def on_resize(self) -> None:
         """Set everything for the new width."""
         self._lay_out()
