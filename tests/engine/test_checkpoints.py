@@ -71,7 +71,7 @@ class Machine:
             index = self.context.add(part, start, sequence.id, output=start + len(part) == len(tokens))
             self.context.decode()
             sequence.tokens += part
-            self.cache.reached(sequence)
+            self.cache.reached(sequence, len(part))
         row = ctypes.cast(api().llama_get_logits_ith(self.context.handle, index), ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(row, (self._model.n_vocab,)).copy()
 

@@ -14,26 +14,22 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from localchat.engine.job import Event, Job, ModelSpec
 from localchat.engine.prefix_saver import PrefixSaver
 from localchat.engine.resident import Resident, Wish
 from localchat.engine.running import Running
-from localchat.engine.sampling import resolve
-from localchat.engine.seats import ANSWER_RESERVE, Seats
+from localchat.engine.seats import Seats
 from localchat.engine.shared_prefixes import SharedPrefixes
 from localchat.engine.task import Task
 from localchat.engine.templates import TemplateRenderer
 from localchat.engine.threads import ThreadController
-from localchat.errors import ContextExceeded, EngineFailed, Interrupted, LocalchatError
+from localchat.errors import EngineFailed, LocalchatError
 from localchat.protocol import ChatRequest, Extras, LoadedModel
 
 _PREPARING_S = 0.1
 """For how long prompts may be prepared between two steps of running answers; the one that is begun is ended."""
-
-_SURE = 4
-"""How many times too long a prompt must be estimated to be before it is refused without being counted."""
 
 _IDLE_S = 1.0
 """How long nothing was computed until what was read is saved: whoever asks again at once does not wait for that."""
@@ -340,7 +336,7 @@ class Engine:
             work.finish(work.run(resident))
             return _Turn.BEGUN
         if not work.prompt:
-            self._prepare(work, resident)
+            self._seats.prepare(work, resident)
         if self._running.jobs and self._shared.has_to_wait(work, self._running.jobs, resident.cache):
             return _Turn.LETS_PASS
         if not self._seats.take(work, resident):
@@ -371,40 +367,6 @@ class Engine:
             if isinstance(waiting, Job) and waiting.spec.is_same(work.spec):
                 waiting.progress("loading", fraction, 1.0, eta_ms)
         return not (work.cancelled or self._closing)
-
-    def _prepare(self, job: Job, resident: Resident) -> None:
-        """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
-        request, extras = job.request, job.request.localchat or Extras()
-        job.loaded = max(job.arrived, resident.loaded)
-        trained, allowed = resident.model.n_ctx_train, resident.most_context
-        cap = min(extras.context or self._context or trained, allowed)
-
-        def check(tokens: int, *, is_estimate: bool = False) -> None:
-            if job.cancelled:
-                raise Interrupted("nobody waits for this answer any more")
-            if tokens >= (_SURE * cap if is_estimate else cap):
-                advice = f"set a larger context (up to {allowed})" if cap < allowed else "shorten it"
-                if cap == allowed < trained:
-                    advice = f"that is all that fits under the ceiling of {resident.said_ceiling}: raise --max-ram"
-                raise ContextExceeded(
-                    f"the prompt has {'about ' if is_estimate else ''}{tokens} tokens and the context window holds "
-                    f"{cap}: {advice}, or start a new chat"
-                )
-
-        prompts = resident.prompts
-        switches: dict[str, Any] = {
-            "thinking": extras.thinking,
-            "effort": request.reasoning_effort,
-            "go_on": extras.continue_final,
-            "began": extras.began,
-        }
-        if extras.overflow == "slide":
-            room = cap - min(request.token_limit() or ANSWER_RESERVE, cap // 4)
-            prompt = prompts.build_sliding(request.messages, room, check=check, **switches)
-        else:
-            prompt = prompts.build(request.messages, check=check, **switches)
-        check(len(prompt.tokens))
-        job.begin(prompt, resolve(request.sampling(), job.spec.sampling), cap)
 
     def _step(self) -> None:
         assert self._resident

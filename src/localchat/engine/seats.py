@@ -1,15 +1,17 @@
-"""Whether a request that is ready has room beside those that run: a sequence, cells in the window, and time.
+"""Makes requests ready, and sees whether they have room beside those that run: a sequence, cells, and time.
 
 The window grows where memory allows; where it does not, who came later waits.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from localchat.engine.job import Job
 from localchat.engine.resident import Resident
 from localchat.engine.running import Running
-from localchat.engine.sampling import Sampler
-from localchat.errors import DoesNotFit, EngineFailed
+from localchat.engine.sampling import Sampler, resolve
+from localchat.errors import ContextExceeded, DoesNotFit, EngineFailed, Interrupted
 from localchat.protocol import Extras
 
 ANSWER_RESERVE = 512
@@ -19,6 +21,9 @@ _JOINING_RESERVE = 256
 """Tokens that must be left beside running requests for another one's answer: it can step aside when they are used."""
 
 _WINDOW_STEP = 256
+
+_SURE = 4
+"""How many times too long a prompt must be estimated to be before it is refused without being counted."""
 
 _FOUR = 4
 """Kernels compute tokens in fours: the second to fourth cost next to nothing. So many run together in any case, as
@@ -40,6 +45,40 @@ class Seats:
     def forget(self) -> None:
         """Another model was loaded: what was wanted of the window before says nothing."""
         self._together = 0
+
+    def prepare(self, job: Job, resident: Resident) -> None:
+        """Render and tokenize the prompt, and see that it fits. Raises `ContextExceeded` with both numbers."""
+        request, extras = job.request, job.request.localchat or Extras()
+        job.loaded = max(job.arrived, resident.loaded)
+        trained, allowed = resident.model.n_ctx_train, resident.most_context
+        cap = min(extras.context or self._context or trained, allowed)
+
+        def check(tokens: int, *, is_estimate: bool = False) -> None:
+            if job.cancelled:
+                raise Interrupted("nobody waits for this answer any more")
+            if tokens >= (_SURE * cap if is_estimate else cap):
+                advice = f"set a larger context (up to {allowed})" if cap < allowed else "shorten it"
+                if cap == allowed < trained:
+                    advice = f"that is all that fits under the ceiling of {resident.said_ceiling}: raise --max-ram"
+                raise ContextExceeded(
+                    f"the prompt has {'about ' if is_estimate else ''}{tokens} tokens and the context window holds "
+                    f"{cap}: {advice}, or start a new chat"
+                )
+
+        prompts = resident.prompts
+        switches: dict[str, Any] = {
+            "thinking": extras.thinking,
+            "effort": request.reasoning_effort,
+            "go_on": extras.continue_final,
+            "began": extras.began,
+        }
+        if extras.overflow == "slide":
+            room = cap - min(request.token_limit() or ANSWER_RESERVE, cap // 4)
+            prompt = prompts.build_sliding(request.messages, room, check=check, **switches)
+        else:
+            prompt = prompts.build(request.messages, check=check, **switches)
+        check(len(prompt.tokens))
+        job.begin(prompt, resolve(request.sampling(), job.spec.sampling), cap)
 
     def take(self, job: Job, resident: Resident) -> bool:
         """Give a prepared job a sequence, and the context a size that it fits into; False where it has to wait."""
