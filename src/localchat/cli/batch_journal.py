@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from localchat.errors import LocalchatError
 from localchat.locks import FileLock
@@ -64,24 +65,11 @@ class Journal:
 
     def take(self, key: bytes, line: int) -> bytes | None:
         """An answer that was kept for `key` and that no line has had yet: rather this line's than another's."""
-        try:
-            row = self._free("key = ? AND line = ?", key, line) or self._free("key = ?", key)
-            if row:
-                self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
-            self._db.commit()
-        except sqlite3.Error as error:
-            self._lose(error)
-            return None
-        return bytes(row[1]) if row else None
+        return self._take(("key = ? AND line = ?", key, line), ("key = ?", key))
 
     def pass_over(self, key: bytes, line: int, answer: bytes) -> None:
         """Such an answer is printed already: no line may have it, and it goes once all is answered."""
-        try:
-            if row := self._free("key = ? AND line = ? AND answer = ?", key, line, answer):
-                self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
-            self._db.commit()
-        except sqlite3.Error as error:
-            self._lose(error)
+        self._take(("key = ? AND line = ? AND answer = ?", key, line, answer))
 
     def keep(self, key: bytes, line: int, answer: bytes) -> None:
         """Keep an answer of this run; it is on disk after `save`."""
@@ -122,6 +110,18 @@ class Journal:
         if self._lock:
             self._lock.release()
             self._lock = None
+
+    def _take(self, *searches: tuple[Any, ...]) -> bytes | None:
+        """The first answer that one of the searches (as `_free` has them) finds; from now on it is taken."""
+        try:
+            row = next(filter(None, (self._free(*search) for search in searches)), None)
+            if row:
+                self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
+            self._db.commit()
+        except sqlite3.Error as error:
+            self._lose(error)
+            return None
+        return bytes(row[1]) if row else None
 
     def _free(self, where: str, *values: object) -> tuple[int, bytes] | None:
         """Id and content of the first such answer that this run may take and has not taken."""

@@ -139,7 +139,7 @@ class PrefixCache:
                 saved.extend(sequence, tokens, self.evict)
             except BaseException:
                 # Nobody knows what it holds now, and nobody will release it.
-                sequence.tokens, sequence.busy = [], False
+                sequence.busy = False
                 self._forget(sequence)
                 raise
             if not sequence.tokens:
@@ -186,10 +186,9 @@ class PrefixCache:
 
     def evict(self) -> bool:
         """Forget the conversation that was left the longest ago; False where none is left to forget."""
-        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
-        if not idle:
+        if not self._idle:
             return False
-        oldest = min(idle, key=lambda sequence: sequence.used)
+        oldest = min(self._idle, key=lambda sequence: sequence.used)
         self._rescue(oldest)
         self._forget(oldest)
         return True
@@ -199,9 +198,8 @@ class PrefixCache:
 
         For ordinary attention, which looks at all cells up to the last one in use, whoever they belong to.
         """
-        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
-        latest = max(idle, key=lambda sequence: sequence.used, default=None)
-        others = [sequence for sequence in idle if sequence is not latest and is_saved(sequence)]
+        latest = max(self._idle, key=lambda sequence: sequence.used, default=None)
+        others = [sequence for sequence in self._idle if sequence is not latest and is_saved(sequence)]
         if not latest or not others or self.is_stateful:
             return
         state = self._context.save(latest.id)
@@ -224,7 +222,7 @@ class PrefixCache:
 
         For ordinary attention, as `settle`; while others run nothing can be moved to the front.
         """
-        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
+        idle = self._idle
         if self.is_stateful or not idle:
             return
         latest = max(idle, key=lambda sequence: sequence.used)
@@ -237,6 +235,11 @@ class PrefixCache:
             elif self._computed - sequence.left >= _OUTSTAYED:
                 self._rescue(sequence)
                 self._forget(sequence)
+
+    @property
+    def _idle(self) -> list[Sequence]:
+        """Conversations that no request is at work on."""
+        return [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
 
     def _cells_alone(self, sequence: Sequence) -> int:
         """How many cells only this sequence holds."""
@@ -269,8 +272,7 @@ class PrefixCache:
 
     def closest(self, tokens: list[int]) -> Sequence | None:
         """The idle sequence that has most in common with a conversation, else the one that was used last."""
-        idle = [sequence for sequence in self.sequences if not sequence.busy and sequence.tokens]
-        return max(idle, key=lambda each: (common_prefix(each.tokens, tokens), each.used), default=None)
+        return max(self._idle, key=lambda each: (common_prefix(each.tokens, tokens), each.used), default=None)
 
     def adopt(self, before: Sequence, state: State) -> None:
         """Put a sequence of another context, saved whole, into this cache, which is empty."""
