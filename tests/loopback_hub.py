@@ -108,6 +108,7 @@ class LoopbackHub:
     plain: bool = False
     """Answer as an ordinary web server: no promise of a hash, and no entity tag that is one."""
     bytes_per_second: float | None = None
+    """Of each connection; a change holds at once, also for what is on its way."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, repo: str, file: str, content: bytes, commit: str = COMMIT) -> HubFile:
@@ -284,16 +285,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.request_seen.sent += 1
                 time.sleep(fault.pause)
             return
-        speed = self.server.hub.bytes_per_second
-        if speed is None:
-            self.wfile.write(body)
-            self.request_seen.sent += len(body)
-            return
-        step = max(1, int(speed / 50))
-        for start in range(0, len(body), step):
-            self.wfile.write(body[start : start + step])
-            self.request_seen.sent += len(body[start : start + step])
-            time.sleep(1 / 50)
+        while body:
+            speed = self.server.hub.bytes_per_second
+            step = max(1, int(speed / 50)) if speed else len(body)
+            self.wfile.write(body[:step])
+            self.request_seen.sent += len(body[:step])
+            body = body[step:]
+            if speed:
+                time.sleep(1 / 50)
 
     def _api(self, path: str) -> None:
         hub = self.server.hub
