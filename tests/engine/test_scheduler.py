@@ -19,6 +19,7 @@ import pytest
 
 from localchat.engine import prefix_cache, resident, seats
 from localchat.engine import prompt as prompt_module
+from localchat.engine import running as running_module
 from localchat.engine.job import Event, Finished, Job, ModelSpec
 from localchat.engine.model import Model, _size_with_shards
 from localchat.engine.prefix_cache import PrefixCache
@@ -333,6 +334,30 @@ def test_a_short_question_does_not_wait_for_a_long_prompt_to_be_read(starter: Pa
         idle(engine)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_who_is_watched_gets_a_token_after_every_bite_of_anothers_prompt(
+    fresh: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, patient: bool
+) -> None:
+    """One of many gives way: all are sooner through."""
+    monkeypatch.setattr(running_module, "_BITE_WHILE_ANSWERING_S", 0.0)
+    monkeypatch.setattr(running_module, "_BITE_S", 1e6)
+    gate = threading.Event()
+
+    def hold(event: Event) -> None:
+        if isinstance(event, Piece):
+            gate.wait(LONG_S)
+
+    extras = Extras(patient=patient)
+    answering = Ask(fresh, tiny, "hello", max_tokens=200, localchat=extras, sink=hold)
+    answering.wait_for(Piece)
+    reading = Ask(fresh, tiny, "x" * 500, max_tokens=1, localchat=extras)
+    gate.set()
+    first = reading.wait_for(Piece) and reading.numbers(Piece)[0]
+    before = sum(number < first for number in answering.numbers(Piece))
+    assert before <= 5 if patient else before >= 500 // running_module._MIN_BITE_WHILE_ANSWERING
+    assert judge(answering) and judge(reading)
 
 
 def test_requests_for_another_model_wait_their_turn_and_get_it(engine: Engine, tiny: Path, other: Path) -> None:

@@ -60,7 +60,7 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
 @pytest.fixture
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are read 40 tokens at a time, so that there are steps in between."""
-    monkeypatch.setattr(Running, "_bite", lambda self, answers: 40)
+    monkeypatch.setattr(Running, "_bite", lambda self, is_watched: 40)
 
 
 def stages(ask: Ask) -> set[str]:

@@ -141,6 +141,11 @@ class Job:
         """Whether the next step computes a token of the answer (and not of what must be read first)."""
         return self.pending == 1 and self.has_answered
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether it is one of many that nobody watches."""
+        return (self.request.localchat or Extras()).patient
+
     def room(self, n_ctx: int) -> int:
         """How many tokens may still come after the next one, in a window of `n_ctx` that is this job's alone."""
         room = min(self.limit, n_ctx) - len(self.tokens) - 1

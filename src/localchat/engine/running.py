@@ -1,8 +1,8 @@
 """The requests that are being computed: one batch a step for all of them.
 
 A step takes one token of every answer in progress and fills the rest of the batch with prompts that are still being
-read, in small bites while somebody is waiting for the next token. While nobody reads, drafts of what the answers may
-say next go with their tokens, where that pays.
+read: in small bites while somebody is waiting for the next token, which the lines of a batch are not. While nobody
+reads, drafts of what the answers may say next go with their tokens, where that pays.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Running:
         else:
             # Who has the least left to read comes first: what it does not take is for the others.
             jobs = sorted(jobs, key=lambda job: (not job.is_decoding, job.pending))
-            room = min(context.batch_size - answers, self._bite(answers))
+            is_watched = any(job.is_decoding and not job.is_patient for job in jobs)
+            room = min(context.batch_size - answers, self._bite(is_watched=is_watched))
         for number, job in enumerate(jobs):
             assert job.sequence
             start, share = len(job.sequence.tokens), 1
@@ -160,9 +161,9 @@ class Running:
             batch.append(_Fed(job, tokens, draft, outputs if ends else []))
         return batch
 
-    def _bite(self, answers: int) -> int:
-        """How many tokens may be read in one step."""
-        least, seconds = (_MIN_BITE_WHILE_ANSWERING, _BITE_WHILE_ANSWERING_S) if answers else (_MIN_BITE, _BITE_S)
+    def _bite(self, *, is_watched: bool) -> int:
+        """How many tokens may be read in one step; `is_watched`: somebody waits for the next token of an answer."""
+        least, seconds = (_MIN_BITE_WHILE_ANSWERING, _BITE_WHILE_ANSWERING_S) if is_watched else (_MIN_BITE, _BITE_S)
         return max(least, int((self._read_rate or _FIRST_RATE) * seconds))
 
     def _look_up(self, resident: Resident) -> dict[Job, list[int]]:

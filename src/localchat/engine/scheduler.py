@@ -385,7 +385,7 @@ class Engine:
 
 def _is_patient(work: Job | Task) -> bool:
     """Whether it lets others go first: who has begun to answer, and stepped aside, has waited long enough."""
-    return isinstance(work, Job) and not work.has_answered and (work.request.localchat or Extras()).patient
+    return isinstance(work, Job) and work.is_patient and not work.has_answered
 
 
 def _wish_of(job: Job) -> Wish:
