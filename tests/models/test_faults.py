@@ -239,6 +239,28 @@ class TestSeveralConnections:
             assert ensure("tiny", on_progress=expire).path.read_bytes() == bigger
             assert any("cdn/new" in request.path for request in storage.requests)
 
+    def test_an_address_that_expires_as_it_is_given_is_asked_for_anew(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        offer(bigger)
+        with running_hub() as storage:
+            storage.add("cdn/x", FILE, bigger)
+            storage.faults.append(Fault("status", status=404, skip=2, times=4))
+            hub.faults.append(Fault("redirect", location=f"{storage.url}/cdn/x/resolve/main/{FILE}", times=99))
+            assert ensure("tiny").path.read_bytes() == bigger
+            assert not storage.faults[0].times
+
+    def test_what_was_withdrawn_meanwhile_is_not_asked_for_again_and_again(
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
+    ) -> None:
+        hub.add(REPO, FILE, bigger)
+        hub.faults.append(Fault("status", status=404, error_code="EntryNotFound", skip=2, times=99))
+        offer(bigger)
+        with pytest.raises(FetchError, match="no longer has this file"):
+            ensure("tiny")
+        assert hub.faults[0].times > 99 - 2 * ranges.CONNECTIONS
+
     def test_a_server_that_bears_few_connections_gets_few(
         self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
     ) -> None:

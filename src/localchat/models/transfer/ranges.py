@@ -237,7 +237,9 @@ class Transfer:
         if reply.status == 416:
             length = reply.headers.get("content-range", "").rpartition("/")[2]
         elif reply.status not in (200, 206):
-            raise refusal(reply, self._explain, fresh_may_help=begun)
+            # A signed address that expired in mid-transfer, maybe right after it was given.
+            has_expired = begun and (reply.status == 403 or reply.url != self._url)
+            raise refusal(reply, self._explain, fresh_may_help=has_expired)
         if reply.headers.get("content-encoding", "identity") != "identity":
             raise SourceFailed("sent the file compressed, which it must not be")
         if reply.headers.get("content-type", "").startswith("text/html"):

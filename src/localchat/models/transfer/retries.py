@@ -108,11 +108,10 @@ def retrying(attempt: Callable[[], Reply], meter: Meter, cancelled: Cancelled | 
 
 
 def refusal(reply: Reply, explain: Explain, *, fresh_may_help: bool) -> Exception:
-    """What an error status means for the next step."""
+    """What an error status means for the next step; `fresh_may_help`: the next attempt may be led elsewhere."""
     reason = explain(reply)
     transient = reply.status in (408, 425, 429) or reply.status >= 500
-    # A signed address that expired in mid-transfer; the next attempt gets a new one.
-    if not transient and not (reply.status == 403 and fresh_may_help):
+    if not transient and not fresh_may_help:
         return SourceFailed(reason)
     wait = retry_after(reply.headers.get("retry-after", ""))
     return Retry(reason, wait=wait, busy=reply.status in (429, 503))
