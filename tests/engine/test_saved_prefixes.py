@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -376,3 +377,39 @@ def test_a_folder_that_was_removed_while_the_engine_ran_is_filled_again(
     shutil.rmtree(tmp_path / "prefixes")
     Answer(engine, tiny, question, first.text, "and then?")
     assert Answer(reopen(), tiny, question).report.restored_from == "disk"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_what_comes_from_the_disk_takes_no_more_memory_than_there_is(
+    reopen: Open, models: Callable[[str], Path], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, question = spec_of(models(architecture)), text_of(900)
+    Answer(reopen(), spec, question)
+    engine = reopen()
+    monkeypatch.setattr(saved_prefixes.SavedPrefixes, "_spare", lambda self: 1000)
+    assert Answer(engine, spec, question).cached == 0
+    engine.close()
+
+
+@pytest.mark.parametrize("holds", [1, 2, 9])
+def test_no_more_is_read_ahead_than_memory_holds(holds: int) -> None:
+    """Of entries of 100 bytes; what was given out is held until the next is asked for."""
+    entries = [SimpleNamespace(size=100, number=number) for number in range(6)]
+    lock, held, most = threading.Lock(), 0, 0
+
+    def payload(entry: SimpleNamespace) -> int:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        time.sleep(0.01)
+        return int(entry.number)
+
+    store, given = SimpleNamespace(payload=payload), []
+    for _, got in saved_prefixes._read_ahead(store, entries, holds * 100 + 99):  # type: ignore[arg-type]
+        given.append(got)
+        time.sleep(0.02)
+        with lock:
+            held -= 1
+    assert given == list(range(6)) and most <= min(holds, 1 + saved_prefixes._READ_AHEAD)
+    assert not list(saved_prefixes._read_ahead(store, entries, 99))  # type: ignore[arg-type]

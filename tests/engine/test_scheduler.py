@@ -20,7 +20,8 @@ import pytest
 from localchat.engine import prefix_cache, resident, seats
 from localchat.engine import prompt as prompt_module
 from localchat.engine import running as running_module
-from localchat.engine.job import Event, Finished, Job, ModelSpec
+from localchat.engine.context import NoRoom
+from localchat.engine.job import Event, Finished, Job, ModelSpec, version_of
 from localchat.engine.model import Model, _size_with_shards
 from localchat.engine.prefix_cache import PrefixCache
 from localchat.engine.running import Running
@@ -414,8 +415,8 @@ def test_a_file_that_was_replaced_is_loaded_anew(engine: Engine, tmp_path: Path,
     texts = []
     for seed in (5, 6):
         path = write_model(tmp_path / "new.gguf", speaks=LETTERS, seed=seed)
-        path.replace(tmp_path / "model.gguf")
-        spec = ModelSpec("model", tmp_path / "model.gguf", version=(1, 2, seed))
+        path = path.replace(tmp_path / "model.gguf")
+        spec = ModelSpec("model", path, version=version_of(path.stat()))
         texts.append(Ask(engine, spec, "hello", max_tokens=40).text)
         assert Ask(engine, spec, "hello", max_tokens=1).end().report.cached_tokens
     assert texts[0] != texts[1]
@@ -1214,3 +1215,48 @@ def test_the_byte_vocabulary_is_what_these_tests_count_on(engine: Engine, tiny: 
     assert len(BYTES.tokens) == 259
     ask = Ask(engine, tiny, "", max_tokens=1)
     assert ask.end().usage.prompt_tokens == OVERHEAD
+
+
+def test_a_file_that_is_replaced_while_its_request_waits_is_not_loaded(
+    engine: Engine, tiny: Path, tmp_path: Path
+) -> None:
+    """It was verified as what it was before, and what is saved would be saved in its name."""
+    path = write_model(tmp_path / "model.gguf", speaks=LETTERS, seed=5)
+    meant = ModelSpec("model", path, version=version_of(path.stat()))
+    gate = threading.Event()
+    blocker = Ask(engine, tiny, "wait", max_tokens=1, sink=lambda event: gate.wait(LONG_S))
+    blocker.wait_for(object)
+    asked = Ask(engine, meant, "hello", max_tokens=5)
+    write_model(tmp_path / "new.gguf", speaks=LETTERS, seed=6).replace(path)
+    gate.set()
+    with pytest.raises(EngineFailed, match="the file of model was replaced meanwhile: ask again"):
+        asked.end()
+    now = ModelSpec("model", path, version=version_of(path.stat()))
+    assert Ask(engine, now, "hello", max_tokens=5).end().usage.completion_tokens == 5
+
+
+def test_other_parts_behind_the_same_first_are_another_model(tiny: Path) -> None:
+    one, other, unknown = (ModelSpec("model", tiny, sha256=sha256) for sha256 in ("a" * 64, "b" * 64, ""))
+    assert one.is_same(one) and one.is_same(unknown) and not one.is_same(other)
+
+
+def test_an_answer_that_ends_for_want_of_room_lets_those_in_who_stepped_aside(engine: Engine, tiny: Path) -> None:
+    Ask(engine, tiny, "hello", max_tokens=1).end()
+    idle(engine)
+    counted = engine._running.ended
+    gate = threading.Event()
+    held = Ask(engine, tiny, "hello", max_tokens=9, sink=lambda event: gate.wait(LONG_S))
+    held.wait_for(Piece)
+    resident_ = engine._resident
+    assert resident_
+    resident_.context.decode, decode = _no_room, resident_.context.decode  # type: ignore[method-assign]
+    try:
+        gate.set()
+        assert held.end().reason == "length"
+    finally:
+        resident_.context.decode = decode  # type: ignore[method-assign]
+    assert engine._running.ended == counted + 1
+
+
+def _no_room() -> None:
+    raise NoRoom

@@ -251,3 +251,53 @@ def test_a_ceiling_is_respected(tmp_path: Path) -> None:
     assert code == 5 and "tiny.gguf" in str(lines[-1]["error"])
     code, lines = run(order(model, tmp_path, threads=1, max_ram=1 << 30))
     assert code == 0, lines
+
+
+@pytest.mark.parametrize("trained", [256, 400])
+def test_a_window_below_the_usual_micro_batch_is_tuned(trained: int, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny.gguf", context=trained)
+    made = Trial(order(model, tmp_path, "tune", threads=1), lambda line: None)
+    made.order = msgspec.structs.replace(made.order, quick=False)
+    try:
+        tuned = tuner.tune(made)
+        assert "micro-batch" not in {one.setting for one in tuned.tried}
+    finally:
+        made.model.close()
+
+
+def test_memory_that_becomes_short_on_the_way_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Trial(
+        order(write_model(tmp_path / "tiny.gguf", context=2048), tmp_path, "tune", threads=1), lambda line: None
+    )
+    made_windows: list[Tuning] = []
+
+    def only_so_often(model: Model, n_ctx: int, threads: int, tuning: Tuning) -> Stopwatch:
+        made_windows.append(tuning)
+        if len(made_windows) > 5:
+            raise DoesNotFit("the memory is full")
+        return Stopwatch(model, n_ctx, threads, tuning)
+
+    monkeypatch.setattr(trials, "Stopwatch", only_so_often)
+    try:
+        with pytest.raises(DoesNotFit, match="the memory is full"):
+            tuner.tune(made)
+    finally:
+        made.model.close()
+
+
+def test_a_disk_that_is_full_costs_a_bench_nothing_but_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Stopwatch, state: object, folder: Path) -> tuple[float, float]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Stopwatch, "through_file", full)
+    lines: Lines = []
+    made = Trial(order(write_model(tmp_path / "tiny.gguf", context=2048), tmp_path, threads=1), lines.append)
+    try:
+        bench = trials.bench(made)
+    finally:
+        made.model.close()
+    assert bench.restored is None and bench.batches and bench.threads
+    notices = [str(line["notice"]) for line in lines if "notice" in line and "restoring" in str(line["notice"])]
+    assert notices == [f"restoring is left out: nothing can be kept in {tmp_path} (No space left on device)"]

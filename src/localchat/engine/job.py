@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -32,27 +33,47 @@ from localchat.tuning import Tuning
 
 _PROGRESS_EVERY_S = 0.1
 
+Version = tuple[int, int, int]
+_ANY_VERSION: Version = (0, 0, 0)
+
+
+def version_of(status: os.stat_result) -> Version:
+    """What tells a file from the one that it replaced: its size, time of change in nanoseconds, and inode."""
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Which file to load, what people call it, and how its makers would sample from it.
 
-    `version` (size, time of change in nanoseconds, inode) tells a file from the one that it replaced; `sha256` is that
-    of its content ("": nobody hashed it). `weights` reads from the file what must be known to spread it over GPUs;
+    `version` is that of the file which was resolved and verified; `sha256` is that of its content ("": nobody hashed
+    it). `weights` reads from the file what must be known to spread it over GPUs;
     without it the model is the processor's alone.
     """
 
     name: str
     path: Path
     sampling: Sampling = field(default_factory=Sampling)
-    version: tuple[int, int, int] = (0, 0, 0)
+    version: Version = _ANY_VERSION
     weights: Callable[[], Weights] | None = field(default=None, compare=False)
     sha256: str = ""
     tuning: Tuning = field(default_factory=Tuning)
 
     def is_same(self, other: ModelSpec) -> bool:
         """Whether both mean the same weights, set up alike."""
-        return (self.path, self.version, self.tuning) == (other.path, other.version, other.tuning)
+        # The version is that of a split model's first part.
+        is_other_content = self.sha256 and other.sha256 and self.sha256 != other.sha256
+        same = (self.path, self.version, self.tuning) == (other.path, other.version, other.tuning)
+        return same and not is_other_content
+
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was meant (and verified)."""
+        if self.version == _ANY_VERSION:
+            return True
+        try:
+            return self.version == version_of(self.path.stat())
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)

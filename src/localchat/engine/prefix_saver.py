@@ -153,6 +153,5 @@ class PrefixSaver:
                 self.idle.wait()
                 if self._closing:
                     return
-        status = spec.path.stat()
-        if (status.st_size, status.st_mtime_ns, status.st_ino) == spec.version:  # else it changed meanwhile
+        if spec.is_current():  # else it changed meanwhile
             remember_hash(self.store.folder, spec.path, digest.hexdigest(), spec.version)

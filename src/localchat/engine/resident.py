@@ -19,7 +19,7 @@ from localchat.engine.prefix_saver import MOST_WAITING_BYTES, PrefixSaver
 from localchat.engine.prompt import PromptBuilder
 from localchat.engine.saved_prefixes import SavedPrefixes
 from localchat.engine.templates import TemplateRenderer
-from localchat.errors import DoesNotFit, LocalchatError
+from localchat.errors import DoesNotFit, EngineFailed, LocalchatError
 from localchat.hardware import available_memory
 from localchat.protocol import DeviceUse, LoadedModel
 from localchat.tuning import MICRO_BATCH, scores_bytes
@@ -93,9 +93,15 @@ class Resident:
         while True:
             self._make_plan(offload)
             try:
-                return Model(self.spec.path, self._on_progress, offload)
+                model = Model(self.spec.path, self._on_progress, offload)
             except DeviceFull as error:
                 offload = offload.fewer(self.wish.context or _PLANNED_CONTEXT, str(error))
+                continue
+            # What was verified was another file, and what is saved would be saved in its name.
+            if not self.spec.is_current():
+                model.close()
+                raise EngineFailed(f"the file of {self.spec.name} was replaced meanwhile: ask again")
+            return model
 
     def _make_plan(self, offload: Offload) -> None:
         """See that a model which lies like this stays under the ceiling. No weights may be in memory."""

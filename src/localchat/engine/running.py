@@ -281,6 +281,7 @@ class Running:
             # It had been let in because it fits, says a sum: whatever that says next, it waits until another has ended.
             job.crowded_out = (self.ended, resident.n_ctx)
             return [job]
+        self.ended += 1
         self.answered += 1
         job.finish("length")
         return []

@@ -276,10 +276,13 @@ class SavedPrefixes:
             context.forget(scratch)
 
     def _copied(self, sequence: int) -> State | None:
-        size = self._context.state_bytes(sequence)
-        if size + SAFETY_BYTES > available_memory() or size > self.room():
+        if self._context.state_bytes(sequence) > self._spare():
             return None
         return self._context.save(sequence)
+
+    def _spare(self) -> int:
+        """Bytes that copies of states may take for a moment."""
+        return min(self.room(), available_memory() - SAFETY_BYTES)
 
     def _restore_chunks(
         self, store: PrefixStore, tokens: array[int], sequence: Sequence, make_room: Callable[[], bool]
@@ -289,7 +292,7 @@ class SavedPrefixes:
         chain, covered = store.index.chain(self._key, tokens)
         before = held = len(sequence.tokens)
         restored_ms = 0.0
-        for entry, payload in _read_ahead(store, [entry for entry in chain if entry.end > held]):
+        for entry, payload in _read_ahead(store, [entry for entry in chain if entry.end > held], self._spare()):
             if payload is None or not self._put_back(scratch, payload, make_room):
                 break
             is_right = context.positions(scratch) == (entry.header.start, entry.end - 1)
@@ -320,8 +323,10 @@ class SavedPrefixes:
         """The same with a whole state, which takes the place of all that the sequence held."""
         length, whole, checkpoint = self._states(store, tokens)
         used = [entry for entry in (whole, checkpoint) if entry]
+        if sum(entry.size for entry in used) > self._spare():
+            return 0, 0.0
         payloads = [payload for entry in used if (payload := store.payload(entry)) is not None]
-        if not whole or len(payloads) < len(used) or sum(map(len, payloads)) > self.room():
+        if not whole or len(payloads) < len(used):
             return 0, 0.0
         context = self._context
         is_back = self._put_back(sequence.id, payloads[0], make_room)
@@ -352,16 +357,22 @@ def _as_state(payload: memoryview) -> State:
     return (ctypes.c_uint8 * len(payload)).from_buffer(payload)
 
 
-def _read_ahead(store: PrefixStore, entries: list[Entry]) -> Iterator[tuple[Entry, memoryview | None]]:
-    """Entries with their payloads, which are read and verified while those before them are put back."""
-    if len(entries) < 2:
+def _read_ahead(store: PrefixStore, entries: list[Entry], room: int) -> Iterator[tuple[Entry, memoryview | None]]:
+    """Entries with their payloads, which are read and verified while those before them are put back; no more of them
+    at a time than `room` bytes hold, and none where that is not even one.
+    """
+    largest = max((entry.size for entry in entries), default=0)
+    if largest > room:
+        return
+    most_ahead = min(_READ_AHEAD, room // largest - 1) if largest else 0
+    if len(entries) < 2 or not most_ahead:
         yield from ((entry, store.payload(entry)) for entry in entries)
         return
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
+    with ThreadPoolExecutor(most_ahead) as pool:
         ahead: deque[tuple[Entry, Future[memoryview | None]]] = deque()
         for entry in entries:
             ahead.append((entry, pool.submit(store.payload, entry)))
-            if len(ahead) > _READ_AHEAD:
+            if len(ahead) > most_ahead:
                 first, payload = ahead.popleft()
                 yield first, payload.result()
         for first, payload in ahead:

@@ -27,6 +27,7 @@ from localchat.engine.offload import DeviceFull, Offload
 from localchat.engine.stopwatch import Stopwatch
 from localchat.errors import DoesNotFit, LocalchatError
 from localchat.paths import private_folder
+from localchat.safe_text import safe_line
 from localchat.trials import AtDepth, AtThreads, Bench, Order, Restored, SideBySide
 from localchat.tuning import Tuning
 
@@ -207,6 +208,7 @@ def _bench(trial: Trial, stopwatch: Stopwatch, room: int, used: int, used_prefil
     at_depth: dict[int, list[tuple[float, float]]] = {depth: [] for depth in depths}
     side_by_side: dict[int, list[float]] = {one: [] for one in together}
     kept: list[tuple[float, ...]] = []
+    can_keep = True
     trial.plan(1)
     share = _QUICK if trial.order.quick else 1.0
     size = rounds = 1
@@ -223,7 +225,13 @@ def _bench(trial: Trial, stopwatch: Stopwatch, room: int, used: int, used_prefil
                 size = len(state)
                 seconds = reads[count] / prefill[count][-1]
                 restored = stopwatch.restore(state)
-                kept.append((seconds, saved, restored, *stopwatch.through_file(state, cache)))
+                if can_keep:
+                    try:
+                        kept.append((seconds, saved, restored, *stopwatch.through_file(state, cache)))
+                    except OSError as error:
+                        can_keep = False
+                        why = f"nothing can be kept in {safe_line(str(cache))} ({error.strerror or error})"
+                        trial.tell({"notice": f"restoring is left out: {why}"})
             del state
         context.use_threads(used, used_prefill)
         for depth in depths:
@@ -248,7 +256,9 @@ def _bench(trial: Trial, stopwatch: Stopwatch, room: int, used: int, used_prefil
             tokens=reads[used_prefill],
             bytes=size,
             **dict(zip(_KEEPING, map(median, zip(*kept, strict=True)), strict=True)),
-        ),
+        )
+        if kept
+        else None,
         read_tokens=reads[used_prefill],
         answer_tokens=says[used],
         rounds=rounds,

@@ -11,7 +11,6 @@ only tried with micro-batches that keep them small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -117,7 +116,8 @@ class Tuner:
         sizes = [one for one in sizes if one == MICRO_BATCH or one <= tokens]
         if self._trial.order.quick:
             sizes = [one for one in sizes if one in (128, MICRO_BATCH)]
-        if len(sizes) < 2:
+        # In a window that is smaller, the usual one is no larger than that.
+        if len(sizes) < 2 or MICRO_BATCH not in sizes:
             return
         runs: dict[int, list[float]] = {one: [] for one in sizes}
         for _ in self._trial.rounds(len(sizes)):
@@ -159,10 +159,14 @@ class Tuner:
         for _ in self._trial.rounds(len(candidates)):
             for one, tuning in candidates.items():
                 self._trial.step(" ".join(one))
-                # Not every model can have every kind.
-                with suppress(EngineFailed, DoesNotFit), self._trial.stopwatch(self._window(), tuning) as stopwatch:
-                    depth = self._depth(stopwatch)
-                    self._run(stopwatch, runs[one], depth=depth)
+                try:
+                    with self._trial.stopwatch(self._window(), tuning) as stopwatch:
+                        depth = self._depth(stopwatch)
+                        self._run(stopwatch, runs[one], depth=depth)
+                except (EngineFailed, DoesNotFit):
+                    # Not every model can have every kind; that it can have this one was seen.
+                    if tuning == self.best:
+                        raise
         mine = _turn(runs["kv cache", kv_type].turn(0))
         for one, run in runs.items():
             if not run.decode:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from localchat.engine.job import ModelSpec
+from localchat.engine.job import ModelSpec, version_of
 from localchat.engine.offload import Weights
 from localchat.errors import NoSuchModel, UsageError
 from localchat.models import store
@@ -27,11 +27,10 @@ def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
     except UnicodeEncodeError:
         raise UsageError(f"{safe_line(str(file.path))} has a name that is no UTF-8 text: rename it") from None
     try:
-        status = file.path.stat()
+        version = version_of(file.path.stat())
     except OSError as error:
         # Another process removes models too.
         raise NoSuchModel(f"{safe_line(file.name)} cannot be read any more ({error.strerror}): ask again") from error
-    version = (status.st_size, status.st_mtime_ns, status.st_ino)
     tuning = tuning_of(key_of(file.sha256, file.path, file.size))
     weights: Callable[[], Weights] = partial(_weights, file.path, tuning)
     return ModelSpec(file.name, file.path, file.sampling, version, weights, file.sha256 or "", tuning)
