@@ -160,7 +160,7 @@ def highest(engine: Engine) -> Iterator[list[int]]:
 
     def look() -> None:
         while not over.wait(0.005):
-            seen[0] = max(seen[0], resident_memory() + engine.beside)
+            seen[0] = max(seen[0], resident_memory() + engine.template_process_bytes)
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -66,7 +66,7 @@ class Machine:
         """Read on to the end of `tokens`; the logits after the last."""
         while len(sequence.tokens) < len(tokens):
             start = len(sequence.tokens)
-            part = tokens[start : sequence.stop(start + at_once)]
+            part = tokens[start : sequence.batch_end(start + at_once)]
             self.context.begin()
             index = self.context.add(part, start, sequence.id, output=start + len(part) == len(tokens))
             self.context.decode()

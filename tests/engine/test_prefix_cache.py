@@ -108,7 +108,7 @@ def cache_of(cells: Cells) -> PrefixCache:
 
 
 def read(cache: PrefixCache, cells: Cells, sequence: Sequence, prompt: list[int]) -> None:
-    while rest := prompt[len(sequence.tokens) : sequence.stop(len(sequence.tokens) + 8)]:
+    while rest := prompt[len(sequence.tokens) : sequence.batch_end(len(sequence.tokens) + 8)]:
         cells.read(sequence.id, rest)
         sequence.tokens += rest
         cache.reached(sequence, len(rest))
@@ -164,7 +164,7 @@ def test_the_cache_never_believes_what_the_context_does_not_hold(
         if other == 0:
             cache.evict()
         if other == 2:
-            cache.thin(lambda sequence: len(sequence.tokens) % 2 == 0, lambda tokens: tokens < 4)
+            cache.forget_recoverable(lambda sequence: len(sequence.tokens) % 2 == 0, lambda tokens: tokens < 4)
         if other == 1 and len(sequence.tokens) > 2:
             # As after a batch that was broken off.
             cells.read(sequence.id, [9])
@@ -240,11 +240,11 @@ def test_what_can_be_had_again_is_forgotten_but_for_the_one_used_last() -> None:
     cache = filled(cells, [[1] * 9, [2] * 3, [3] * 5, [4] * 4])
     shared = cache.take([3] * 5 + [5])
     assert shared
-    cache.thin(lambda sequence: False, lambda tokens: tokens < 5)
+    cache.forget_recoverable(lambda sequence: False, lambda tokens: tokens < 5)
     # The long one is dear, the second and third are not, the last one may well go on.
     assert sorted(map(len, known(cache))) == [4, 5, 9]
     cache.release(shared)
-    cache.thin(lambda sequence: len(sequence.tokens) == 5, lambda tokens: False)
+    cache.forget_recoverable(lambda sequence: len(sequence.tokens) == 5, lambda tokens: False)
     assert sorted(map(len, known(cache))) == [4, 9], "what is saved goes, even the one used last"
 
 
@@ -258,7 +258,7 @@ def test_what_nobody_asks_for_while_others_compute_much_is_forgotten() -> None:
         cells.read(busy.id, [3])
         busy.tokens.append(3)
         cache.reached(busy, 1)
-        cache.thin(lambda sequence: False, lambda tokens: False)
+        cache.forget_recoverable(lambda sequence: False, lambda tokens: False)
         assert len(known(cache)) in ([3] if length < 390 else [1] if length >= 400 else [1, 2, 3])
     assert disk.rescued == [[1] * 9, [2] * 9]
 
@@ -266,7 +266,7 @@ def test_what_nobody_asks_for_while_others_compute_much_is_forgotten() -> None:
 def test_what_waits_keeps_what_it_will_go_on_with() -> None:
     cells = Cells("plain")
     cache = filled(cells, [[1] * 100, [2] * 100, [3] * 100, [4] * 100])
-    cache.thin(lambda sequence: True, lambda tokens: True, [[2] * 100 + [5], [3] * 63 + [5]])
+    cache.forget_recoverable(lambda sequence: True, lambda tokens: True, [[2] * 100 + [5], [3] * 63 + [5]])
     assert known(cache) == [[2] * 100]
 
 

@@ -50,7 +50,7 @@ class Sequence:
     spans: list[tuple[int, int]] = field(default_factory=lambda: [(next(_spans), 0)])
     left: int = 0
 
-    def stop(self, end: int) -> int:
+    def batch_end(self, end: int) -> int:
         """Where a batch that would read up to `end` shall end instead."""
         return next((mark for mark in self.marks if len(self.tokens) < mark < end), end)
 
@@ -193,7 +193,7 @@ class PrefixCache:
         self._forget(oldest)
         return True
 
-    def settle(self, is_saved: Callable[[Sequence], bool]) -> None:
+    def compact(self, is_saved: Callable[[Sequence], bool]) -> None:
         """Forget what lies on the disk too, but for the conversation that was used last, and move that to the front.
 
         For ordinary attention, which looks at all cells up to the last one in use, whoever they belong to.
@@ -210,7 +210,7 @@ class PrefixCache:
         if not self._context.restore(latest.id, state):
             self._forget(latest)
 
-    def thin(
+    def forget_recoverable(
         self,
         is_saved: Callable[[Sequence], bool],
         is_cheap: Callable[[int], bool],
@@ -220,7 +220,7 @@ class PrefixCache:
         many tokens as no other sequence holds; those too that nobody has asked for while others computed much. What one
         of the `wanted` prompts would go on with stays.
 
-        For ordinary attention, as `settle`; while others run nothing can be moved to the front.
+        For ordinary attention, as `compact`; while others run nothing can be moved to the front.
         """
         idle = self._idle
         if self.is_stateful or not idle:

@@ -141,7 +141,7 @@ class Resident:
         """Whether the window is at least `n_ctx` tokens large."""
         return self._context is not None and self._context.n_ctx >= n_ctx
 
-    def lies_as(self, gpu_layers: int | None) -> bool:
+    def has_layers_as(self, gpu_layers: int | None) -> bool:
         """Whether the weights lie as a request wants them; what came of a wish that could not be met counts as met."""
         return gpu_layers in (None, self.wish.gpu_layers) or not devices()
 
@@ -149,10 +149,14 @@ class Resident:
         """Whether the model was loaded with a ceiling of `most` bytes in mind; without one any will do."""
         return most is None or (self._plan is not None and self._plan.most == most)
 
-    def stands_out(self, most: int | None) -> bool:
-        """From now on the ceiling is `most` bytes, one that is planned for. Whether the window is too large for it."""
+    def put_under(self, most: int | None) -> None:
+        """From now on the ceiling is `most` bytes, one that is planned for."""
         self._ceiling = most
         self._limit_what_is_kept()
+
+    @property
+    def exceeds_ceiling(self) -> bool:
+        """Whether the window is larger than the ceiling allows."""
         return self._context is not None and self._context.n_ctx > max(self.most_context, SMALLEST_CONTEXT)
 
     @property
@@ -278,19 +282,19 @@ class Resident:
             return True
         return self.model.is_long(self.n_ctx) != self.model.is_long(n_ctx)
 
-    def settle(self) -> None:
+    def compact(self) -> None:
         """All is saved and nothing runs: have only the last conversation in the window, where others would slow it."""
         context = self.context
         if context.tuning.flash_attention is False and context.all_bytes() <= self.spare:
-            self.cache.settle(self.saved.has)
+            self.cache.compact(self.saved.has)
 
-    def thin(self, wanted: Iterable[list[int]]) -> None:
+    def forget_recoverable(self, wanted: Iterable[list[int]]) -> None:
         """Somebody was let in: conversations that nobody asks for any more shall not slow it, where they would.
 
         `wanted` are the prompts that wait, as far as they are prepared.
         """
         if self.context.tuning.flash_attention is False:
-            self.cache.thin(self.saved.has, self.saved.is_cheap, wanted)
+            self.cache.forget_recoverable(self.saved.has, self.saved.is_cheap, wanted)
 
     def make_room(self) -> None:
         """Take layers from the GPU that had no room to compute. Nothing may be running.

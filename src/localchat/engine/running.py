@@ -150,7 +150,7 @@ class Running:
             start, share = len(job.sequence.tokens), 1
             if number >= answers:
                 share = max(1, room // (len(jobs) - number))
-            tokens = job.tokens[start : job.sequence.stop(start + share)]
+            tokens = job.tokens[start : job.sequence.batch_end(start + share)]
             if number >= answers:
                 room -= len(tokens)
             ends = start + len(tokens) == len(job.tokens)

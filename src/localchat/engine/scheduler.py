@@ -157,8 +157,8 @@ class Engine:
         return resident.ceiling if (resident := self._resident) else self._max_ram
 
     @property
-    def beside(self) -> int:
-        """Bytes of the process that belongs to the engine."""
+    def template_process_bytes(self) -> int:
+        """Bytes of the process that renders templates."""
         return renderer.memory if (renderer := self._renderer) else 0
 
     def _enqueue(self, work: W) -> W:
@@ -227,7 +227,7 @@ class Engine:
             elif resident.saved.wait_s == 0:
                 resident.saved.step()
             elif resident.saved.wait_s is None and not is_settled and self._saver.is_empty:
-                resident.settle()
+                resident.compact()
                 is_settled = True
             wait_s = resident.saved.wait_s if is_planned else _IDLE_S
             if wait_s is None and not is_settled:
@@ -309,7 +309,7 @@ class Engine:
         if (
             not resident
             or not resident.spec.is_same(work.spec)
-            or not resident.lies_as(wish.gpu_layers)
+            or not resident.has_layers_as(wish.gpu_layers)
             or not resident.is_planned_for(ceiling)
         ):
             if self._running.jobs:
@@ -317,7 +317,8 @@ class Engine:
             self._load(work, wish)
         resident = self._resident
         assert resident
-        if resident.stands_out(ceiling):
+        resident.put_under(ceiling)
+        if resident.exceeds_ceiling:
             if self._running.jobs:
                 return _Turn.WAITS
             resident.resize(resident.most_context)
@@ -373,7 +374,7 @@ class Engine:
         try:
             if self._somebody_came:
                 self._somebody_came = False
-                self._resident.thin([work.tokens for work in list(self._queue) if isinstance(work, Job)])
+                self._resident.forget_recoverable([work.tokens for work in list(self._queue) if isinstance(work, Job)])
             # Those who stepped aside were let in before all who wait.
             self._queue.extendleft(self._running.step(self._resident))
             self._resident.saved.read_rate = self._running.read_rate or self._resident.saved.read_rate

@@ -21,8 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from localchat.engine.load import LATELY_S, Load, LoadMeter, Sample, read_sample
-from localchat.hardware import physical_cores, usable_cores, usable_cpus
-from localchat.settings import settings
+from localchat.hardware import physical_cores, usable_cpus
 
 _MORE_PAY, _FEWER_PAY = 0.97, 1.01
 """More threads pay when steps take at most this share of the time before; fewer, when they take hardly more."""
@@ -42,11 +41,6 @@ _FLEETING_S, _QUIET = 0.3, 0.15
 
 _FIRST_LOOK, _LOOKS_GROW = 64, 8
 """Fewer threads are tried without an occasion after so many steps; where it did not pay, after so many times more."""
-
-
-def most_threads() -> int:
-    """The person's choice, else one for each core that is worth one."""
-    return settings().threads or usable_cores()
 
 
 def _loss(threads: int) -> float:

@@ -94,7 +94,7 @@ class _Routes:
                 active=active,
                 queued=queued,
                 answered=self._engine.answered,
-                taken_bytes=status.resident_bytes + self._engine.beside,
+                taken_bytes=status.resident_bytes + self._engine.template_process_bytes,
                 max_ram=self._engine.max_ram,
                 model=self._engine.loaded(),
             )

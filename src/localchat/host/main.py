@@ -21,9 +21,9 @@ from localchat import __version__
 from localchat.engine import llama
 from localchat.engine.prefix_saver import PrefixSaver
 from localchat.engine.scheduler import Engine
-from localchat.engine.threads import most_threads
 from localchat.errors import EngineFailed, LocalchatError, NeedsVerification
 from localchat.locks import FileLock
+from localchat.machine import compute_threads
 from localchat.paths import HOST_LOG_MARK, paths, private_folder
 from localchat.settings import max_ram, settings, size_bytes
 
@@ -77,7 +77,7 @@ def run_host(options: HostOptions) -> None:
         gpu_layers = settings().gpu_layers if options.gpu_layers is None else options.gpu_layers
         saver = PrefixSaver(paths().prefixes, size_bytes(settings().prefix_cache))
         engine = Engine(
-            most_threads(),
+            compute_threads(),
             options.context or settings().context,
             gpu_layers,
             saver,

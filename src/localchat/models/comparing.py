@@ -63,7 +63,6 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int = 0
     trained: int = 0
     predicted: Speed = Speed(None, None)
-    moved: int = 0
     gpu_layers: int = 0
 
 
@@ -92,7 +91,6 @@ def subject(file: ModelFile, circumstances: Circumstances) -> Subject:
         parameters=facts.parameters,
         trained=facts.context,
         predicted=how.best_speed,
-        moved=fit.moved_bytes(facts.shape, facts.weights),
         gpu_layers=how.gpu.layers if how.gpu else 0,
     )
 
