@@ -28,10 +28,17 @@ class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 MODEL_OPTION = click.option(
-    "-m", "--model", default="", metavar="NAME", help="A catalogue name, an installed name, or a path to a GGUF file."
+    "-m",
+    "--model",
+    default="",
+    metavar="NAME",
+    help="A catalogue name, an installed name, or a path to a GGUF file; without it, the model of the settings, else "
+    "the one fetched or verified last.",
 )
 ENGINE_OPTION = click.option(
-    "--engine", metavar="URL", help="Ask this OpenAI-compatible server instead of this machine's own engine."
+    "--engine",
+    metavar="URL",
+    help="Ask this OpenAI-compatible server instead of this machine's own engine (as engine in the settings).",
 )
 SYSTEM_OPTION = click.option("-s", "--system", metavar="TEXT", help="The system prompt.")
 SET_OPTION = click.option(
