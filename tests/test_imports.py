@@ -1,8 +1,9 @@
-"""What a command imports: the way to a warm answer is short, and stays so."""
+"""What a command imports: the way to a warm answer is short, and stays so. And every module has a place."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,11 @@ def test_the_list_of_chats_imports_nothing_heavy_but_the_database(tmp_path: Path
 def test_status_and_stop_import_nothing_heavy(tmp_path: Path) -> None:
     for command in ("status", "stop"):
         assert imported(command, home=tmp_path) & HEAVY == set()
+
+
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    root = Path(__file__).parents[1]
+    named = set(re.findall(r"\w+", (root / "ARCHITECTURE.md").read_text()))
+    modules = [file.relative_to(root / "src" / "localchat") for file in (root / "src" / "localchat").rglob("*.py")]
+    assert len(modules) > 200
+    assert [str(module) for module in modules if module.stem != "__init__" and module.stem not in named] == []

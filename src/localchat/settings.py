@@ -39,7 +39,9 @@ class Preset(Sampling, kw_only=True, frozen=True, forbid_unknown_fields=True):
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a person can set once instead of typing it each time; an option on the command line wins.
 
-    `idle`, `threads`, `context` and `drafts` are read when the engine starts; all else counts with the next question.
+    `idle`, `threads`, `prefix_cache` and `drafts` are read when the engine starts; so are `context`, `gpu_layers` and
+    (by `localchat serve`) `max_ram`, for programs that ask without naming them. localchat's own commands name these
+    three with each question. All else counts with the next command; a chat that is open keeps what it began with.
     """
 
     model: str | None = None
@@ -59,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds without a question after which the engine process leaves memory."""
 
     threads: Positive | None = None
-    """CPU threads that the engine uses; unset, one for each physical core."""
+    """The most CPU threads that the engine uses; unset, one for each physical core that it may use."""
 
     context: Positive | None = None
     """The context window, in tokens; unset, it grows with the conversation as far as model and memory allow."""

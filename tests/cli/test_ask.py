@@ -211,6 +211,8 @@ def test_a_named_option_wins_over_o(engine: FakeEngine, folder: Path) -> None:
     ("arguments", "named"),
     [
         (("-o", "temprature", "1"), "did you mean temperature?"),
+        (("-o", "temp", "1"), "did you mean temperature?"),
+        (("-o", "max-tok", "1"), "did you mean max_tokens?"),
         (("-o", "zzz", "1"), "known are temperature, top_p, top_k, min_p"),
         (("-o", "temperature", "hot"), "-o temperature: it takes a number, not 'hot'"),
         (("-o", "temperature", "-1"), "-o temperature: it takes a number of at least 0.0, not '-1'"),

@@ -65,6 +65,29 @@ def test_a_single_word_is_taken_for_a_command(host: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("chats", "rm"), "Missing argument 'ID...': see `localchat chats rm --help`"),
+        (
+            ("chats", "list", "--jsn"),
+            "No such option '--jsn': did you mean '--json'? See `localchat chats list --help`",
+        ),
+        (("--bogus",), "No such option '--bogus': see `localchat ask --help`"),
+        (("pull", "--context", "a. b", "x"), "'a. b' is no whole number: see `localchat pull --help`"),
+    ],
+)
+def test_a_usage_error_names_the_help_of_what_was_typed(host: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert refused(run_cli(*arguments, home=host), 2).endswith(said)
+
+
+def test_help_of_a_command_is_its_own_help(host: Path) -> None:
+    for words in (["ask"], ["chats", "rm"]):
+        assert run_cli("help", *words, home=host).stdout == run_cli(*words, "--help", home=host).stdout
+    assert run_cli("help", home=host).stdout == run_cli("--help", home=host).stdout
+    assert "there is no command 'statsu'" in refused(run_cli("help", "statsu", home=host), 2)
+
+
 def test_the_chat_needs_a_terminal(host: Path) -> None:
     assert "use `localchat ask`" in refused(run_cli("chat", home=host), 2)
 
@@ -97,11 +120,15 @@ def test_standard_input_that_is_binary(host: Path) -> None:
 
 
 def test_files_that_cannot_be_read(host: Path, tmp_path: Path) -> None:
-    binary = tmp_path / "picture.png"
-    binary.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)))
+    binary, picture = tmp_path / "data", tmp_path / "Picture.PNG"
+    for file in (binary, picture):
+        file.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)))
     assert "there is no file" in refused(run_cli("ask", "-f", str(tmp_path / "gone.txt"), "hi", home=host), 2)
     assert "is a folder" in refused(run_cli("ask", "-f", str(tmp_path), "hi", home=host), 2)
     assert "is not text but binary data" in refused(run_cli("ask", "-f", str(binary), "hi", home=host), 2)
+    assert "is a picture, and no model is given pictures yet" in refused(
+        run_cli("ask", "-f", str(picture), "hi", home=host), 2
+    )
     said = refused(run_cli("ask", "-f", str(tmp_path / "\x1b]0;x\x07"), "hi", home=host), 2)
     assert "\u241b]0;x\u2407" in said
 

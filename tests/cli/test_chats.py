@@ -101,12 +101,27 @@ def test_several_chats_as_markdown_go_into_a_folder(home: Path, tmp_path: Path) 
     folder = tmp_path / "out"
     refused = run("export", "1", "2", home=home)
     assert refused.returncode == 2 and "-o FOLDER" in refused.stderr
-    folder.mkdir()
     assert run("export", "1", "2", "-o", str(folder), home=home).stdout == f"2 chats written to {folder}.\n"
     assert sorted(file.name for file in folder.iterdir()) == ["1-about-rain.md", "2-snow.md"]
     again = run("export", "1", "-o", str(folder), home=home)
     assert again.returncode == 2 and "is there already" in again.stderr
     assert run("export", "1", "-o", str(folder), "--force", home=home).returncode == 0
+
+
+def test_the_folder_for_all_chats_is_made(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    assert run("export", "--all", "-o", str(folder), home=home).stdout == f"3 chats written to {folder}.\n"
+    assert len(list(folder.iterdir())) == 3 and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for name, why in (("all.md", "names a file"), (str(folder / "2-snow.md"), "is none"), ("a", "is none")):
+        (tmp_path / "a").touch()
+        refused = run("export", "--all", "-o", str(tmp_path / name), home=home)
+        assert refused.returncode == 2 and why in refused.stderr, refused.stderr
+    # One chat is written as several are: another day there may be more of them.
+    with closing(Chats(tmp_path / "one" / "chats" / "chats.db")) as chats:
+        chats.create(ChatSettings(), title="Only")
+    for name in ("md", "only.md"):
+        assert run("export", "--all", "-o", str(tmp_path / name), home=tmp_path / "one").returncode == 0
+    assert (tmp_path / "md" / "1-only.md").is_file() and (tmp_path / "only.md").is_file()
 
 
 def test_a_chatgpt_export_is_taken_in_with_a_word_on_what_is_left_out(tmp_path: Path) -> None:
@@ -138,7 +153,7 @@ def test_a_chat_is_removed_brought_back_and_renamed(home: Path) -> None:
     [
         (("show", "99"), "no chat has the number 99: `localchat chats list`"),
         (("show", str(1 << 70)), "no chat has the number"),
-        (("show", "x"), "'x' is not a valid integer"),
+        (("show", "x"), "'x' is no whole number"),
         (("rm", "1", "99"), "no chat has the number 99"),
         (("restore", "99"), "no chat has the number 99"),
         (("rename", "99", "x"), "no chat has the number 99"),

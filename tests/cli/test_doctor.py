@@ -78,7 +78,7 @@ def test_the_page_names_everything_and_asks_no_network_offline(measured_home: Pa
     assert "1 installed, 98.4 MB, all verified" in found["models"][0].found
     assert "no engine is running" in found["process"][0].found
     assert found["speed"][0].state == "warning"  # a guess
-    assert len(found["folder"]) == 4
+    assert len(found["folder"]) == 6
 
 
 def test_it_is_plain_when_piped_and_fits_a_terminal(measured_home: Path) -> None:
@@ -265,7 +265,8 @@ def test_folders_open_to_others_are_a_warning_except_the_models(home: Path) -> N
     (home / "models").chmod(0o755)
     found = [finding for finding in files.places() if finding.what == "folder"]
     states = {finding.found.split(":")[0]: finding.state for finding in found}
-    assert states == {"models": "ok", "settings": "warning", "state": "warning", "runtime": "ok"}
+    of_home = {"settings": "warning", "state": "warning"}
+    assert states == {"models": "ok", "chats": "ok", "cache": "ok", "runtime": "ok", **of_home}
     assert any(finding.next == f"chmod 700 {home}" for finding in found)
     home.chmod(0o700)
     assert {finding.state for finding in files.places() if finding.what == "folder"} == {"ok"}

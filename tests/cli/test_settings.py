@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ import pytest
 
 from localchat.chats.records import ChatSettings
 from localchat.cli import chat
-from localchat.cli.options import wishes
+from localchat.cli.options import ModelOptions, wishes
+from localchat.engine.sampling import DEFAULTS
 from localchat.protocol import Extras, Message, Sampling
+from localchat.settings import Settings, load
+from localchat.tui.actions import ACTIONS
 from tests.conftest import forget_home, run_cli, status_of, stop_host
 from tests.fake_engine import FakeEngine, say
 from tests.tiny_models import LETTERS, write_model
@@ -110,3 +114,31 @@ def test_a_store_that_cannot_be_written_to_still_answers(home: Path) -> None:
     done = run_cli("ask", "-m", "me/mine", "--max-tokens", "3", "hi", home=home)
     assert done.returncode == 0 and done.stdout.strip().isalpha()
     shutil.rmtree(folder)
+
+
+# What the README says of them
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_readme_has_every_key_and_its_default(tmp_path: Path) -> None:
+    block = re.search(r"```toml\n(.+?)```", README, re.DOTALL)
+    assert block
+    (tmp_path / "settings.toml").write_text(block[1])
+    written = load(tmp_path / "settings.toml")
+    assert set(written.keys) <= {action.name for action in ACTIONS if action.where != "composer"}
+    for name in Settings.__struct_fields__:
+        line = re.search(rf"^(?:\[{name}\b.*|{name} = .*)$", block[1], re.MULTILINE)
+        assert line, f"{name} is missing"
+        if "example" not in line[0] and not line[0].startswith("["):
+            assert getattr(written, name) == getattr(Settings(), name), name
+        elif not line[0].startswith("["):
+            assert getattr(Settings(), name) is None, name
+
+
+def test_the_readme_has_every_option_and_its_default() -> None:
+    rows = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|.*\| (.+?) \|$", README, re.MULTILINE))
+    told = {name: default for names, default in rows.items() for name in re.findall(r"\w+", names)}
+    for name in (*Sampling.__struct_fields__, *ModelOptions.__struct_fields__):
+        usual = getattr(DEFAULTS, name, None)
+        assert name in told and (usual is None or told[name] == f"{usual:g} *"), name

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+_ONE_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every branch.")
 _NUMBERS = click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
 
 
@@ -82,7 +83,7 @@ def search(words: tuple[str, ...], limit: int, as_json: bool) -> None:
 @command.command(context_settings=_HELP)
 @click.argument("number", metavar="ID", type=int)
 @click.option("--all", "every", is_flag=True, help="Show every branch, not only the one that was shown last.")
-@_JSON
+@_ONE_JSON
 def show(number: int, every: bool, as_json: bool) -> None:
     """Show a chat, as Markdown where it is not for a terminal."""
     with _open() as chats:
@@ -106,7 +107,11 @@ def show(number: int, every: bool, as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Export everything, the questions of `localchat ask` too.")
 @click.option("--format", "form", type=click.Choice(["md", "json"]), help="Markdown (the default) or JSON.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="PATH", help="A file, or a folder for several."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A file for one chat or for JSON; for several chats as Markdown, a folder (made if it is not there).",
 )
 @click.option("--force", is_flag=True, help="Write over files that are there.")
 def export(ids: tuple[int, ...], every: bool, form: str | None, output: Path | None, force: bool) -> None:
@@ -119,8 +124,10 @@ def export(ids: tuple[int, ...], every: bool, form: str | None, output: Path | N
     form = form or ("json" if output and output.suffix.lower() == ".json" else "md")
     with _open() as chats:
         infos = chats.chats(None) if every else [chats.info(number) for number in dict.fromkeys(ids)]
-        if output and output.is_dir() and form == "md":
-            _write_each(chats, infos, output, force)
+        # Whether --all makes a folder shall not depend on how many chats there are, unless the name says what it is.
+        several = len(infos) > 1 or (every and not _names_markdown(output))
+        if output and form == "md" and (several or output.is_dir()):
+            _write_each(chats, infos, _folder(output), force)
             return
         if form == "json":
             whole = [exporting.WholeChat.of(info, chats.tree(info.id)) for info in infos]
@@ -129,7 +136,7 @@ def export(ids: tuple[int, ...], every: bool, form: str | None, output: Path | N
         elif len(infos) == 1:
             raw = exporting.as_markdown(infos[0], chats.tree(infos[0].id)).encode(errors="replace")
         else:
-            raise UsageError("several chats as Markdown need a folder that exists: -o FOLDER, or use --format json")
+            raise UsageError("several chats as Markdown need a folder: name one with -o FOLDER, or use --format json")
     if output:
         write(output, raw, force)
         print(f"{_count(len(infos), 'chat')} written to {safe_line(str(output))}.")
@@ -273,6 +280,24 @@ def found_line(hit: Hit) -> str:
 
 def _named(info: ChatInfo) -> str:
     return f"{info.id} ({safe_line(info.title) or 'Untitled'})"
+
+
+def _names_markdown(output: Path | None) -> bool:
+    return output is not None and output.suffix.lower() in (".md", ".markdown")
+
+
+def _folder(output: Path) -> Path:
+    """The folder for several files, made if need be, for this user only. Raises `UsageError` where it is a file."""
+    shown = safe_line(str(output))
+    if not output.exists() and _names_markdown(output):
+        raise UsageError(f"several chats as Markdown need a folder, and {shown} names a file: leave out its ending")
+    try:
+        output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"several chats as Markdown need a folder, and {shown} is none: name another") from error
+    except OSError as error:
+        raise LocalchatError(f"cannot make {shown} ({error.strerror}): name another place with -o") from error
+    return output
 
 
 def _write_each(chats: Chats, infos: list[ChatInfo], folder: Path, force: bool) -> None:

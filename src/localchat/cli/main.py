@@ -100,7 +100,7 @@ def _give_up_stderr_if_full() -> None:
 
 def _run(arguments: list[str]) -> int:
     arguments = _without_globals(arguments)
-    if arguments[:1] in (["-h"], ["--help"], ["help"]):
+    if arguments[:1] in (["-h"], ["--help"]) or arguments in (["help"], ["help", "help"]):
         print(_help())
         return 0
     if arguments[:1] in (["-V"], ["--version"]):
@@ -110,6 +110,8 @@ def _run(arguments: list[str]) -> int:
         from localchat.cli.detached import serve_detached
 
         return serve_detached(arguments[2])
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     name, arguments, implicit = _command_of(arguments)
     module = importlib.import_module(f"localchat.cli.{_MODULES.get(name, name)}")
     command: click.Command = module.command
@@ -125,8 +127,20 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        return _complain(f"{error.format_message().rstrip('.')}: see `localchat {name} --help`", 2)
+        return _complain(_usage(error, f"localchat {name}"), 2)
     return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.ClickException, command: str) -> str:
+    """click's word on what was typed, with the next step: the help of the very (sub)command that it was typed to."""
+    import re
+
+    context = getattr(error, "ctx", None)
+    see = f"`{context.command_path if context else command} --help`"
+    said = re.sub(r"is not a valid integer( range)?\b", "is no whole number", error.format_message())
+    if meant := re.search(r"\. \(?Did you mean (?:one of: )?(.+?)\?\)?\.?$", said):
+        return f"{said[: meant.start()]}: did you mean {meant[1]}? See {see}"
+    return f"{said.rstrip('.')}: see {see}"
 
 
 def _without_globals(arguments: list[str]) -> list[str]:
@@ -192,7 +206,7 @@ def _help() -> str:
         f"Commands:\n{commands}\n\n"
         'Without a command: `localchat` opens the chat, `localchat "a question"` and `… | localchat` ask.\n'
         "`localchat -c` goes on with your last chat, `localchat ask -c` with your last question.\n"
-        "`localchat COMMAND --help` explains a command; `localchat --version` prints the version.\n"
+        "`localchat COMMAND --help` or `localchat help COMMAND` explains a command; --version prints the version.\n"
         "With `--offline` (or LOCALCHAT_OFFLINE=1) nothing asks the network.\n"
         "With `--max-ram 6G` (or LOCALCHAT_MAX_RAM=6G) the engine takes no more memory than that, whatever it does.\n\n"
         "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 no such model, 4 could not fetch, 5 does not fit in memory,\n"

@@ -12,23 +12,29 @@ from localchat.cli.circumstances import circumstances
 from localchat.cli.progress import size as in_words
 from localchat.client import measured
 from localchat.models import overview
-from localchat.models.assess import Circumstances, is_capped
+from localchat.models.assess import USUAL_CONTEXT, Circumstances, is_capped
 from localchat.models.overview import Row
 from localchat.paths import paths
 from localchat.safe_text import json_text, safe_line
 
 _SEARCHED = 20
+_USUAL = f"else context in the settings, else {USUAL_CONTEXT:,}"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--all", "every", is_flag=True, help="Show every quantization of the catalogue's models.")
 @click.option("--search", "words", metavar="WORDS", help="Look for GGUF models at the hub.")
-@click.option("--context", type=click.IntRange(min=1), metavar="N", help="Compute memory for this context window.")
+@click.option(
+    "--context", type=click.IntRange(min=1), metavar="N", help=f"Compute memory for a window of N tokens ({_USUAL})."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def command(every: bool, words: str | None, context: int | None, as_json: bool) -> None:
     """List models: those on this machine, and those that can be fetched.
 
     Memory, fit and speed are for this machine as it is now: against the memory that is free, with its measured speed.
+    FITS is yes, no, or tight: less than a twentieth of the free memory, or than 512 MiB, would be left. TOKENS/S is the
+    speed of an answer, ON GPU (where there is one) that with the GPU; ~ is an estimate, ? is not known, * is
+    recommended. CAN lists what a model was made for; localchat gives it text only, also where that says vision.
     """
     now = circumstances(measured.quick(), context)
     if words is not None:

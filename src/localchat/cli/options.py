@@ -28,10 +28,17 @@ class ModelOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 MODEL_OPTION = click.option(
-    "-m", "--model", default="", metavar="NAME", help="A catalogue name, an installed name, or a path to a GGUF file."
+    "-m",
+    "--model",
+    default="",
+    metavar="NAME",
+    help="A catalogue name, an installed name, or a path to a GGUF file; without it, the model of the settings, else "
+    "the one fetched or verified last.",
 )
 ENGINE_OPTION = click.option(
-    "--engine", metavar="URL", help="Ask this OpenAI-compatible server instead of this machine's own engine."
+    "--engine",
+    metavar="URL",
+    help="Ask this OpenAI-compatible server instead of this machine's own engine (as engine in the settings).",
 )
 SYSTEM_OPTION = click.option("-s", "--system", metavar="TEXT", help="The system prompt.")
 SET_OPTION = click.option(
@@ -68,10 +75,8 @@ def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOp
     known = [*Sampling.__struct_fields__, *ModelOptions.__struct_fields__]
     for key, value in pairs:
         if key not in known:
-            import difflib
-
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "known are " + ", ".join(known)
+            close = _close(key, known)
+            hint = f"did you mean {close}?" if close else "known are " + ", ".join(known)
             raise UsageError(f"-o {safe_line(key)}: there is no such setting: {hint}")
         if key == "stop":
             # A shell has no easy way to type a line end.
@@ -90,12 +95,21 @@ def parse_options(pairs: tuple[tuple[str, str], ...]) -> tuple[Sampling, ModelOp
     return msgspec.convert(sampling, Sampling, strict=False), msgspec.convert(other, ModelOptions, strict=False)
 
 
+def _close(key: str, known: list[str]) -> str:
+    """The setting that a mistyped `key` most likely is: what it begins, as in "temp", before what it looks like."""
+    import difflib
+
+    begun = [name for name in known if name.startswith(key.lower().replace("-", "_"))] if len(key) > 1 else []
+    close = begun or difflib.get_close_matches(key, known, n=1)
+    return " or ".join(close)
+
+
 def wishes(
     model: str, system: str | None, pairs: tuple[tuple[str, str], ...], kept: ChatSettings | None = None
 ) -> ChatSettings:
     """The command line's model, system prompt and `-o` pairs over the person's settings, or over those of a chat.
 
-    The model is a name, an absolute path, or "": whatever the engine has. Raises `UsageError`.
+    The model is a name, an absolute path, or "": the one fetched or verified last. Raises `UsageError`.
     """
     sampling, other = parse_options(pairs)
     base = kept or _own_settings()

@@ -14,7 +14,7 @@ from localchat.client import measured
 from localchat.errors import NoSuchModel, UsageError
 from localchat.models import plan as plans
 from localchat.models import sources, store
-from localchat.models.assess import is_capped
+from localchat.models.assess import USUAL_CONTEXT, is_capped
 from localchat.models.fetch import THIS_MACHINE, FetchProgress, fetch_files
 from localchat.models.plan import Plan
 from localchat.paths import paths
@@ -25,7 +25,12 @@ from localchat.safe_text import json_text, safe_line
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--force", is_flag=True, help="Fetch it even where it does not fit in memory.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be fetched.")
-@click.option("--context", type=click.IntRange(min=1), metavar="N", help="The context window it must fit with.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"The window it must fit with, in tokens (else context in the settings, else {USUAL_CONTEXT:,}).",
+)
 @click.option("--sha256", metavar="HEX", help="The hash that the file must have (for one NAME of one file).")
 @click.option("--json", "as_json", is_flag=True, help="Print what is fetched as JSON.")
 def command(

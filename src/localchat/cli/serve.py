@@ -14,11 +14,33 @@ from localchat.paths import paths, private_folder
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--port", type=click.IntRange(0, 65535), help="Listen on 127.0.0.1:PORT too, with a bearer token.")
-@click.option("--idle", type=click.IntRange(min=1), help="Leave after this many seconds without a question.")
-@click.option("--context", type=click.IntRange(min=1), help="The context window, in tokens.")
-@click.option("--gpu-layers", type=click.IntRange(min=0), help="Layers on GPUs: 0 for none; not given, as many as fit.")
-@click.option("-m", "--model", "preload", metavar="NAME", help="Load this model at once.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Listen on 127.0.0.1:PORT too, with a bearer token (0: any free port).",
+)
+@click.option(
+    "--idle",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Leave after N seconds without a question; not given, it stays until it is ended.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The context window, in tokens; not given, that of the settings, or it grows with the conversation.",
+)
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Layers on GPUs, 0 for none; not given, as the settings say, or as many as fit.",
+)
+@click.option(
+    "-m", "--model", "preload", metavar="NAME", help="Load this model at once, instead of with the first question."
+)
 def command(
     port: int | None,
     idle: int | None,

@@ -31,7 +31,8 @@ class LocalEngine:
     goes_on = True
 
     def chat(self, request: protocol.ChatRequest) -> ChatStream:
-        """Begin to stream an answer. `request.model` is a name or an absolute path; "" is the default model.
+        """Begin to stream an answer. `request.model` is a name or an absolute path; "" is the one that was fetched or
+        verified last: what the settings say is the caller's to look up.
 
         Raises the error that the host names (`NoSuchModel`, `UsageError`, …) or `EngineFailed`.
         """

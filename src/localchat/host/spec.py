@@ -16,7 +16,7 @@ from localchat.tuning import Tuning
 
 
 def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
-    """What the engine must know of the model that goes by `name` ("" is the one used last).
+    """What the engine must know of the model that goes by `name` ("" is the one verified last).
 
     Without `may_hash`, raises `NeedsVerification` where a file would have to be read to its end first; raises what
     `store.resolve` raises, and `UsageError` for a file whose name cannot be said in JSON.

@@ -27,8 +27,10 @@ def places() -> Iterator[Finding]:
     here = paths()
     for what, folder in (
         ("models", here.models),
+        ("chats", here.chats.parent),
         ("settings", here.config),
         ("state", here.state),
+        ("cache", here.prefixes),
         ("runtime", here.runtime),
     ):
         yield _place(what, folder)
