@@ -18,7 +18,7 @@ from localchat import settings as settings_module
 from localchat.errors import LocalchatError, UsageError, from_code
 from localchat.paths import Paths, paths, private_folder
 from localchat.safe_text import safe_json, safe_line, safe_text
-from tests.conftest import forget_home
+from tests.conftest import forget_home, run_cli
 from tests.escapes import PAYLOADS, unsafe
 
 # Safe text
@@ -345,3 +345,18 @@ def test_a_request_says_only_what_was_said() -> None:
 
 def test_two_chunks_share_no_list() -> None:
     assert protocol.Chunk().choices is not protocol.Chunk().choices
+
+
+def test_relative_folders_of_the_platform_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr("localchat.paths._RUN_USER", str(tmp_path / "run"))
+    names = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
+    usual = places(monkeypatch, LOCALCHAT_HOME=None, **dict.fromkeys(names))
+    assert places(monkeypatch, LOCALCHAT_HOME=None, **dict.fromkeys(names, "mine")) == usual
+
+
+def test_a_home_of_somebody_who_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    done = run_cli("status", home=Path("~nobody-of-that-name/x"), cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("localchat: LOCALCHAT_HOME is ~nobody-of-that-name/x, and nobody here has that name")

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from localchat.errors import LocalchatError
+from localchat.errors import LocalchatError, UsageError
+from localchat.safe_text import safe_line
 
 HOST_LOG_MARK = "--- localchat host"
 """Begins the first line that a host writes to its log, so that nobody takes an earlier host's words for its own."""
 
 _SOCKET_NAME = "host.sock"
 _RUN_USER = "/run/user"
+_XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 # sun_path is 108 bytes on Linux and 104 on macOS, with a closing NUL.
 _SOCKET_PATH_LIMIT = 107 if sys.platform.startswith("linux") else 103
 
@@ -99,10 +101,20 @@ class Paths:
 
 @cache
 def paths() -> Paths:
-    """The places of this process, from `LOCALCHAT_HOME` or the platform's conventions."""
+    """The places of this process, from `LOCALCHAT_HOME` or the platform's conventions. Raises `UsageError`."""
+    for name in _XDG:
+        if not os.path.isabs(os.environ.get(name) or "/"):  # noqa: PTH117
+            # To be ignored, says their standard. platformdirs before 4.11.8 takes them, from wherever a process runs.
+            del os.environ[name]
     home = os.environ.get("LOCALCHAT_HOME")
     if home:
-        root = Path(os.path.abspath(Path(home).expanduser()))  # noqa: PTH100  (without "..", so that paths compare)
+        try:
+            expanded = Path(home).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"LOCALCHAT_HOME is {safe_line(home)}, and nobody here has that name: write the folder's whole path"
+            ) from None
+        root = Path(os.path.abspath(expanded))  # noqa: PTH100  (without "..", so that paths compare)
         return Paths(
             config=root, data=root, state=root, runtime=_runtime_for(root / "run", str(root)), cache=root / "cache"
         )

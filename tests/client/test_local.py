@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import localchat
 from localchat import protocol
 from localchat.client import connect, local
 from localchat.client.local import LocalEngine
 from localchat.errors import EngineFailed
 from localchat.locks import FileLock
-from localchat.paths import paths, private_folder
+from localchat.paths import HOST_LOG_MARK, paths, private_folder
+from tests.conftest import run_cli
+from tests.tiny_models import LETTERS, write_model
 
 QUESTION = protocol.ChatRequest(messages=[protocol.Message("user", "the secret")], stream=True)
 
@@ -107,3 +111,40 @@ def test_a_connection_that_breaks_in_an_error_is_an_engine_failure(empty_home: P
 
     with listening(breaks), pytest.raises(EngineFailed, match="closed the connection"):
         LocalEngine().chat(QUESTION)
+
+
+def test_a_home_and_places_that_are_meant_from_here_are_the_hosts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "tiny.gguf", speaks=LETTERS)
+    (tmp_path / "short").mkdir()
+    deep = "deep" * 30  # its runtime folder is among the temporary ones
+    source = os.path.relpath(Path(localchat.__file__).parents[1], tmp_path)
+    elsewhere = {"TMPDIR": "short", "XDG_RUNTIME_DIR": "short", "PYTHONPATH": f"{source}:"}
+    monkeypatch.delenv("LOCALCHAT_OFFLINE", raising=False)
+    for home in ("stick", deep):
+        try:
+            done = run_cli(
+                *("ask", "-n", "-m", "tiny.gguf", "--max-tokens", "2", "hi"),
+                home=Path(home),
+                cwd=tmp_path,
+                env=elsewhere,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            assert (tmp_path / home / "host.log").read_text().count(HOST_LOG_MARK) == 1
+        finally:
+            assert run_cli("stop", home=Path(home), cwd=tmp_path, env=elsewhere).returncode == 0
+    assert model.exists()
+
+
+def test_a_host_that_listens_elsewhere_is_ended_and_not_started_for_ever(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "_environment", lambda: {**os.environ, "LOCALCHAT_HOME": str(empty_home / "other")})
+    began = time.monotonic()
+    with pytest.raises(EngineFailed, match=r"starts but cannot be reached at .*host\.sock: .*doctor.*host\.log"):
+        connect.connect_or_start()
+    assert time.monotonic() - began < 30
+    assert (empty_home / "host.log").read_text().count(HOST_LOG_MARK) == 3
+    with FileLock(empty_home / "other" / "run" / "host.lock"):  # free once the engine is gone
+        pass

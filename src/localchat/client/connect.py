@@ -14,7 +14,7 @@ import struct
 import sys
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from localchat.errors import EngineFailed, from_code
 from localchat.locks import FileLock
@@ -22,7 +22,12 @@ from localchat.paths import HOST_LOG_MARK, paths, private_folder
 from localchat.safe_text import safe_line
 from localchat.settings import settings
 
+if TYPE_CHECKING:
+    import subprocess
+
 _START_TIMEOUT_S = 60.0
+_PAUSES_S = (0.0, 0.1, 0.5)
+"""Before each look for a host that said that it listens: it may be told to make way in that very moment."""
 _LOG_KEPT_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 1 << 15
 _TELLING = ("error", "assert", "abort", "fail", "illegal", "segmentation")
@@ -103,19 +108,27 @@ def connect_or_start(model: str = "") -> UnixConnection:
             raise EngineFailed(f"another start of the engine hangs: end it, or see {paths().host_log}")
         time.sleep(0.02)
     try:
-        connection = connect_if_running()
-        while not connection:
-            _start_host(model)
-            connection = connect_if_running()
-            if time.monotonic() > deadline:
-                raise EngineFailed(f"the engine starts but cannot be reached: see {paths().host_log}")
-        return connection
+        if connection := connect_if_running():
+            return connection
+        hosts = []
+        for pause in _PAUSES_S:
+            hosts.append(_start_host(model))
+            time.sleep(pause)
+            if connection := connect_if_running():
+                hosts[-1].returncode = 0  # it lives on by itself: no warning about a child left running
+                return connection
+        for host in hosts:
+            host.terminate()  # it would hold a model in memory for nobody
+        raise EngineFailed(
+            f"the engine starts but cannot be reached at {paths().socket}: `localchat doctor` looks the machine over, "
+            f"and {paths().host_log} is its log"
+        )
     finally:
         lock.release()
 
 
-def _start_host(model: str) -> None:
-    """Start a detached host and wait until it listens, or says why it cannot.
+def _start_host(model: str) -> subprocess.Popen[bytes]:
+    """Start a detached host and wait until it listens, or says why it cannot; the process that was started.
 
     It answers through a pipe: "ok" once it listens, else an error's code and message. A host that finds another one
     alive waits until that is gone or listens (which is "ok" too), so an empty answer means that it died.
@@ -124,6 +137,7 @@ def _start_host(model: str) -> None:
 
     private_folder(paths().state)
     log = paths().host_log
+    environment = _environment()
     reading, writing = os.pipe()
     options = {"idle": settings().idle, "model": model, "ready": writing}
     command = [sys.executable, "-m", "localchat", "serve", "--detached", json.dumps(options)]
@@ -137,6 +151,7 @@ def _start_host(model: str) -> None:
                 pass_fds=[writing],
                 start_new_session=True,
                 cwd="/",
+                env=environment,
             )
     except OSError as error:
         os.close(reading)
@@ -148,13 +163,28 @@ def _start_host(model: str) -> None:
     with os.fdopen(reading, "rb") as pipe:
         answer = pipe.read().decode(errors="replace")
     if answer == "ok":
-        process.returncode = 0  # it lives on by itself; this silences the warning about a child left running
-        return
+        return process
     process.wait()
     code, _, message = answer.partition("\n")
     if message:
         raise from_code(code, message)
     raise EngineFailed(f"the engine did not start: {last_words()} (log: {log})")
+
+
+def _environment() -> dict[str, str]:
+    """The environment for the host, which runs in another folder: what is meant from here is spelled out.
+
+    Else it would keep to another home, look for its socket's folder elsewhere, or be another localchat.
+    """
+    environment = dict(os.environ)
+    if environment.get("LOCALCHAT_HOME"):
+        environment["LOCALCHAT_HOME"] = str(paths().data)
+    if environment.get("TMPDIR"):
+        environment["TMPDIR"] = str(Path(environment["TMPDIR"]).absolute())
+    if environment.get("PYTHONPATH"):
+        places = [Path(place).absolute() for place in environment["PYTHONPATH"].split(os.pathsep) if place]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+    return environment
 
 
 def _open_log(log: Path) -> BinaryIO:
