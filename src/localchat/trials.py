@@ -233,6 +233,14 @@ def of_model(key: str) -> Kept | None:
     return _here().get(key)
 
 
+def tuned_as(name: str) -> Kept | None:
+    """What is kept of a model that was tuned under this name (its path, for a file outside the store): for one that is
+    no longer here. Of several, the latest.
+    """
+    name = os.path.abspath(name) if os.path.isabs(name) else name  # noqa: PTH100, PTH117
+    return next((one for one in reversed(_here().values()) if one.tuned and one.name.lower() == name.lower()), None)
+
+
 def tuning_of(key: str) -> Tuning:
     """How the engine should compute with a model: as it was tuned, but for threads that a person chose."""
     kept = of_model(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 
 from localchat import trials as kept_trials
 from localchat.cli.tune import command, describe
-from localchat.errors import UsageError
+from localchat.errors import NoSuchModel, UsageError
 from localchat.host.spec import spec_of
 from localchat.models import comparing
 from localchat.models.assess import Circumstances, corrected
@@ -173,3 +174,53 @@ def test_bad_input_is_a_sentence(empty_home: Path, arguments: list[str], code: i
     done = run_cli("tune", *arguments, home=empty_home)
     assert done.returncode == code and done.stdout == ""
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", ""])
+def test_a_model_whose_time_has_changed_is_the_one_that_was_tuned(home: Path, name: str, capsys: Said) -> None:
+    file = resolve("smollm2-135m")
+    kept_trials.keep(kept_trials.key_of(file.sha256, file.path, file.size), name=file.name, tuned=TUNED)
+    os.utime(file.path)
+    tune("--show", name)
+    assert "Kept for smollm2-135m: 1 thread" in capsys.readouterr().out
+    tune("--undo", name)
+    assert "The tuning of smollm2-135m is forgotten" in capsys.readouterr().out
+    assert spec_of("smollm2-135m").tuning == Tuning()
+
+
+def test_a_model_in_parts_whose_time_has_changed_is_the_one_that_was_tuned(
+    home: Path, tmp_path: Path, capsys: Said
+) -> None:
+    tiny = write_model(tmp_path / "tiny.gguf", speaks=LETTERS).read_bytes()
+    folder = home / "models" / "o" / "r"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"m-0000{number}-of-00002.gguf").write_bytes(tiny)
+    file = resolve("o/r")
+    kept_trials.keep(kept_trials.key_of(file.sha256, file.path, file.size), name=file.name, tuned=TUNED)
+    os.utime(folder / "m-00002-of-00002.gguf", (1, 1))
+    tune("--undo", "o/r")
+    assert "is forgotten" in capsys.readouterr().out
+    # What was never verified was never tuned, though there is a file.
+    (folder / "m-00002-of-00002.gguf.json").unlink()
+    tune("--show", "o/r")
+    assert "Nothing is kept for o/r" in capsys.readouterr().out
+
+
+def test_the_tuning_of_a_model_that_is_gone_can_be_forgotten(
+    home: Path, tmp_path: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = resolve("smollm2-135m")
+    kept_trials.keep(kept_trials.key_of(file.sha256, file.path, file.size), name=file.name, tuned=TUNED)
+    file.path.unlink()
+    own = write_model(tmp_path / "Own.gguf", speaks=LETTERS)
+    kept_trials.keep(kept_trials.key_of(None, own, own.stat().st_size), name=str(own), tuned=TUNED)
+    own.unlink()
+    monkeypatch.chdir(tmp_path)
+    for name, said in (("SmolLM2-135M", "smollm2-135m"), ("./Own.gguf", str(own))):
+        tune("--show", name)
+        assert f"Kept for {said}: 1 thread" in capsys.readouterr().out
+        tune("--undo", name)
+        assert f"The tuning of {said} is forgotten" in capsys.readouterr().out
+        with pytest.raises(NoSuchModel):
+            tune("--undo", name)

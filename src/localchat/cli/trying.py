@@ -14,7 +14,7 @@ from localchat.cli.fetching import make_ready
 from localchat.cli.options import wishes
 from localchat.cli.progress import ProgressLine, bar
 from localchat.client import measured, trials
-from localchat.errors import Interrupted, LocalchatError, NeedsVerification, NoSuchModel, UsageError
+from localchat.errors import DamagedFile, Interrupted, LocalchatError, NeedsVerification, NoSuchModel, UsageError
 from localchat.machine import compute_threads
 from localchat.models import comparing, store
 from localchat.models.assess import Circumstances
@@ -40,15 +40,22 @@ def here(name: str, progress: ProgressLine) -> ModelFile:
         return store.resolve(name)
 
 
-def known(name: str) -> tuple[ModelFile, kept_trials.Kept | None]:
-    """The model that `name` means, and what is kept of it; nothing is fetched. Raises `NoSuchModel`."""
+def known(name: str) -> tuple[str, kept_trials.Kept | None]:
+    """The name of the model that `name` means, and what is kept of it; nothing is fetched or hashed.
+
+    What is kept of a model that was removed, or cannot be used, is found by its name. Raises what `store.resolve` does.
+    """
     name = wishes(name, None, ()).model
     try:
         file = store.resolve(name, may_hash=False)
     except NeedsVerification:
-        # Nobody has used it here, so nobody has tried it.
-        return store.find(name), None
-    return file, kept_trials.of_model(kept_trials.key_of(file.sha256, file.path, file.size))
+        # Most often it is what it was, and only its time is another: the engine will go by what is kept of it.
+        file = store.remembered(name)
+    except (NoSuchModel, DamagedFile):
+        if kept := kept_trials.tuned_as(name):
+            return kept.name, kept
+        raise
+    return file.name, kept_trials.of_model(kept_trials.key_of(file.sha256, file.path, file.size))
 
 
 def surroundings(progress: ProgressLine) -> Circumstances:

@@ -69,25 +69,25 @@ def _tune(model: str, kv_type: KvType | None, quick: bool, as_json: bool) -> Non
 
 
 def _undo(model: str, as_json: bool) -> None:
-    file, kept = trying.known(model)
+    name, kept = trying.known(model)
     forgotten = kept is not None and kept_trials.forget_tuning(kept.model)
     if as_json:
-        print(json_text({"model": file.name, "forgotten": forgotten}))
+        print(json_text({"model": name, "forgotten": forgotten}))
     elif forgotten:
-        print(safe_line(f"The tuning of {file.name} is forgotten: the engine computes as it does by itself."))
+        print(safe_line(f"The tuning of {name} is forgotten: the engine computes as it does by itself."))
     else:
-        print(safe_line(f"Nothing is kept for {file.name}: the engine computes as it does by itself."))
+        print(safe_line(f"Nothing is kept for {name}: the engine computes as it does by itself."))
 
 
 def _show(model: str, as_json: bool) -> None:
-    file, kept = trying.known(model)
+    name, kept = trying.known(model)
     tuned = kept.tuned if kept else None
     if as_json:
-        print(_as_json(file.name, tuned, tuned is not None, None))
+        print(_as_json(name, tuned, tuned is not None, None))
     elif tuned:
-        print("\n\n".join([_table(tuned, kept=True), "\n".join(_verdict(file.name, tuned, kept=True))]))
+        print("\n\n".join([_table(tuned, kept=True), "\n".join(_verdict(name, tuned, kept=True))]))
     else:
-        print(safe_line(f"Nothing is kept for {file.name}: `localchat tune {file.name}` finds what is fastest here."))
+        print(safe_line(f"Nothing is kept for {name}: `localchat tune {name}` finds what is fastest here."))
 
 
 def _as_json(name: str, tuned: Tuned | None, kept: bool, better: Compared | None) -> str:

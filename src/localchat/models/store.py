@@ -139,6 +139,16 @@ def matching(name: str) -> list[ModelFile]:
     return [_described(one, names) for one in candidates]
 
 
+def remembered(name: str) -> ModelFile:
+    """The model of the store that `name` ("": the usual one) means, with the hash that it had when it was verified
+    last, though it may have changed since. Raises `NoSuchModel`.
+    """
+    found = list(_scan())
+    model = find(name) if name or not found else _described(max(found, key=_recency), _names(found))
+    known = [records.read(part) for part in parts(model.path)]
+    return replace(model, sha256=_hash_of([one.sha256 for one in known if one]) if all(known) else None)
+
+
 def parts(path: Path) -> list[Path]:
     """The parts that are there of the model whose first part is `path`, in order."""
     return [part for name in split_siblings(path.name) if (part := path.with_name(name)).is_file()]
@@ -385,9 +395,13 @@ def _verified(
         found = list(_scan())
         one = next((again for again in found if again.path == one.path), one)
         names = {**names, **_names(found)}  # it may have been removed meanwhile
-    sha256 = kept[0].sha256
-    if len(kept) > 1:
+    return replace(_described(one, names), sha256=_hash_of([part.sha256 for part in kept]))
+
+
+def _hash_of(parts: list[str]) -> str | None:
+    """A model's hash: that of its one file, or of the hashes of its parts; None where there are none."""
+    if len(parts) > 1:
         import hashlib
 
-        sha256 = hashlib.sha256("".join(part.sha256 for part in kept).encode()).hexdigest()
-    return replace(_described(one, names), sha256=sha256)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+    return parts[0] if parts else None
