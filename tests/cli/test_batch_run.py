@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import resource
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +16,13 @@ from typing import Any
 import pytest
 
 from localchat.chats.records import ChatSettings
-from localchat.cli import batch_run
+from localchat.cli import batch_journal, batch_run
 from localchat.cli.batch_journal import Journal
 from localchat.cli.batch_lines import Form, Line, Model
 from localchat.cli.batch_run import Run
 from localchat.cli.progress import ProgressLine
 from localchat.errors import EngineFailed
+from localchat.paths import paths
 from localchat.protocol import ChatRequest, Completion, CompletionChoice, CompletionMessage
 
 
@@ -235,3 +238,58 @@ def test_a_hundred_thousand_lines_take_no_more_memory_than_some(empty_home: Path
     again = LocalEngine(lambda prompt: "never")
     assert (follow(again, count), again.asked) == (count, [])
     assert most_memory() - before < 40 << 20
+
+
+def test_a_finished_run_leaves_nothing_in_a_file_that_it_lost(
+    empty_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_off = Journal(print, keeps=True)
+    for line in range(1, 6):
+        broken_off.keep(bytes([line]), line, b"an old answer")
+    broken_off.close(finished=False)
+    other = Journal(print, keeps=True)  # of another batch, that is running
+    other.keep(bytes([3]), 3, b"not this run's")
+    other.save()
+
+    run = Journal(print, keeps=True)
+    assert run.take(bytes([1]), 1) == b"an old answer"
+    run.keep(bytes([9]), 9, b"a new answer")
+    run.save()
+    run._db.execute("PRAGMA max_page_count = 1")
+    run.keep(bytes([8]), 8, bytes(1 << 20))
+    run.save()
+    assert "not kept from here on (database or disk is full)" in capsys.readouterr().out
+    assert run.take(bytes([2]), 2) is None, "it is asked again"
+    assert run.take(bytes([3]), 3) is None
+    run.close(finished=True)
+    other.close(finished=False)
+    assert capsys.readouterr().out == ""
+
+    later = Journal(print, keeps=True)
+    assert [later.take(bytes([line]), line) for line in (1, 2, 9, 8)] == [None] * 4
+    assert later.take(bytes([3]), 3) == b"not this run's"
+    assert later.take(bytes([4]), 4) == later.take(bytes([5]), 5) == b"an old answer", "of questions not in that run"
+    later.close(finished=True)
+
+
+def test_answers_that_a_finished_run_cannot_remove_are_named(
+    empty_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_off = Journal(print, keeps=True)
+    broken_off.keep(b"k", 1, b"an old answer")
+    broken_off.close(finished=False)
+    for lose in (True, False):
+        run = Journal(print, keeps=True)
+        assert run.take(b"k", 1) == b"an old answer"
+        if lose:
+            run._db.execute("PRAGMA max_page_count = 1")
+            run.keep(b"l", 2, bytes(1 << 20))
+        with contextlib.closing(sqlite3.connect(paths().batches / "answers.db", isolation_level=None)) as busy:
+            run._db.execute("PRAGMA busy_timeout = 1")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(batch_journal, "_PATIENCE_S", 0.01)
+                busy.execute("BEGIN EXCLUSIVE")
+                run.close(finished=True)
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == 1 + lose
+        assert "cannot be removed (database is locked)" in said[-1] and "`localchat prune` removes it" in said[-1]

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,11 @@ _TEMPORARY = """
 CREATE TEMP TABLE dead (name TEXT PRIMARY KEY);
 INSERT INTO temp.dead VALUES ('');
 CREATE TEMP TABLE taken (id INTEGER PRIMARY KEY);
+CREATE TEMP TABLE missed (key BLOB NOT NULL, line INTEGER NOT NULL);
 """
-"""What one run knows: whose answers it may take (no run's: those that were brought), and which it has taken."""
+"""What one run knows: whose answers it may take (no run's: those that were brought), which it has taken, and for which
+questions it could not look, as the file was lost.
+"""
 
 _SETUP = (
     "PRAGMA auto_vacuum = FULL",
@@ -61,11 +64,13 @@ class Journal:
         self._say = say
         self._run = f"{_RUNS}{os.getpid()}-{os.urandom(6).hex()}"
         self._lock: FileLock | None = None
+        self._is_lost = False
+        self._taken_before: list[tuple[int]] = []
         self._db = (self._open() if keeps else None) or _connect(":memory:")
 
     def take(self, key: bytes, line: int) -> bytes | None:
         """An answer that was kept for `key` and that no line has had yet: rather this line's than another's."""
-        return self._take(("key = ? AND line = ?", key, line), ("key = ?", key))
+        return self._take(*_searches(key, line))
 
     def pass_over(self, key: bytes, line: int, answer: bytes) -> None:
         """Such an answer is printed already: no line may have it, and it goes once all is answered."""
@@ -101,10 +106,18 @@ class Journal:
 
     def close(self, *, finished: bool) -> None:
         """End the run; `finished`: all was answered and has left, so its answers are removed."""
-        with suppress(sqlite3.Error):
+        try:
+            if finished and self._is_lost:
+                self._find_again()
             if finished:
                 self._db.execute("DELETE FROM answers WHERE run = ? OR id IN (SELECT id FROM temp.taken)", (self._run,))
             self._db.commit()
+        except (OSError, sqlite3.Error) as error:
+            if finished:
+                self._say(
+                    f"what was kept of this run cannot be removed ({error}), and the same command would print it "
+                    "again: `localchat prune` removes it"
+                )
         with suppress(sqlite3.Error):
             self._db.close()
         if self._lock:
@@ -114,14 +127,21 @@ class Journal:
     def _take(self, *searches: tuple[Any, ...]) -> bytes | None:
         """The first answer that one of the searches (as `_free` has them) finds; from now on it is taken."""
         try:
-            row = next(filter(None, (self._free(*search) for search in searches)), None)
-            if row:
-                self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
+            row = self._mark(*searches)
             self._db.commit()
         except sqlite3.Error as error:
             self._lose(error)
-            return None
+            row = None
+        if self._is_lost and not row:
+            with suppress(sqlite3.Error):
+                self._db.execute("INSERT INTO temp.missed VALUES (?, ?)", searches[0][1:3])
         return bytes(row[1]) if row else None
+
+    def _mark(self, *searches: tuple[Any, ...]) -> tuple[int, bytes] | None:
+        row = next(filter(None, (self._free(*search) for search in searches)), None)
+        if row:
+            self._db.execute("INSERT INTO temp.taken VALUES (?)", row[:1])
+        return row
 
     def _free(self, where: str, *values: object) -> tuple[int, bytes] | None:
         """Id and content of the first such answer that this run may take and has not taken."""
@@ -141,10 +161,32 @@ class Journal:
     def _lose(self, error: sqlite3.Error) -> None:
         """Go on without the disk: what has been kept stays, what comes is not kept."""
         self._say(f"answers are not kept from here on ({error}): a run that is broken off cannot go on from here")
-        self.keeps = False
+        with suppress(sqlite3.Error):
+            self._db.rollback()
+            if not self._is_lost:
+                self._taken_before = self._db.execute("SELECT id FROM temp.taken").fetchall()
         with suppress(sqlite3.Error):
             self._db.close()
+        self.keeps, self._is_lost = False, True
         self._db = _connect(":memory:")
+
+    def _find_again(self) -> None:
+        """Go back to the file that was lost, with all marked as taken that this run took of it, or would have taken.
+
+        Whoever gives the same command later wants new answers, also to what had to be asked again. Raises
+        `sqlite3.Error`, `OSError`.
+        """
+        file = paths().batches / _FILE
+        if not file.is_file():
+            return
+        with closing(self._db) as memory:
+            self._db = self._begun(_connect(str(file)))
+            self._db.executemany(
+                "INSERT INTO temp.taken SELECT id FROM answers WHERE id = ? AND run IN (SELECT name FROM temp.dead)",
+                self._taken_before,
+            )
+            for key, line in memory.execute("SELECT key, line FROM temp.missed"):
+                self._mark(*_searches(key, line))
 
     def _open(self) -> sqlite3.Connection | None:
         """The file, with old answers removed; None where there cannot be one. A damaged file is begun anew."""
@@ -165,7 +207,7 @@ class Journal:
                 return self._begun(_connect(str(file)))
         except (OSError, sqlite3.Error, LocalchatError) as error:
             self._say(f"answers cannot be kept ({error}): a run that is broken off would have to begin anew")
-            self.keeps = False
+            self.keeps, self._is_lost = False, True
             return None
 
     def _begun(self, db: sqlite3.Connection) -> sqlite3.Connection:
@@ -193,6 +235,11 @@ def _connect(name: str) -> sqlite3.Connection:
     db.executescript(_SCHEMA + f"PRAGMA user_version = {_VERSION};")
     db.executescript(_TEMPORARY)
     return db
+
+
+def _searches(key: bytes, line: int) -> tuple[tuple[Any, ...], ...]:
+    """Where an answer to a question is looked for, as `Journal._free` has it."""
+    return ("key = ? AND line = ?", key, line), ("key = ?", key)
 
 
 def _is_dead(run: str) -> bool:
