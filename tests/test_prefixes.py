@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -381,3 +382,31 @@ def test_two_processes_write_at_once_and_are_killed_in_the_middle(tmp_path: Path
         assert store.index.entries()
         for entry in store.index.entries():
             assert store.payload(entry) == payload_of(list(entry.tokens)), "what is under its name is whole"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_what_cannot_be_read_just_now_is_there_the_next_time(
+    store: PrefixStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    tokens, other = conversation(1), conversation(2)
+    first = save(store, tokens)[0]
+    save(store, other)
+    files = store.files()
+
+    def refuses(path: os.PathLike[str], flags: int) -> int:
+        if first.id in os.fspath(path):
+            raise OSError(number, os.strerror(number))
+        return really(path, flags)
+
+    really = os.open
+    with monkeypatch.context() as patch:
+        patch.setattr(prefix_file.os, "open", refuses)
+        assert found(store, tokens) == 0
+        again = reopened(store)
+        assert found(again, tokens) == 0
+        assert found(again, other) == 600
+    said = capsys.readouterr().err.splitlines()
+    assert set(said) == {f"prefix cache: {first.id}.kv is ignored: {os.strerror(number)}"}
+    assert store.files() == files, "neither it nor what is built on it is removed"
+    again.load()
+    assert found(again, tokens) == 600

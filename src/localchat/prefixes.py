@@ -73,9 +73,14 @@ class PrefixStore:
         self._said: set[str] = set()
 
     def load(self, *, tidy: bool = True) -> None:
-        """Find out what is there. With `tidy`, what is broken, orphaned, too old or of another build goes."""
+        """Find out what is there. With `tidy`, what is broken, orphaned, too old or of another build goes.
+
+        What cannot be read just now is no worse for that (too many files are open, a disk is busy): it stays, with what
+        is built on it, and counts as not there.
+        """
         known = {entry.path: entry for entry in self.index.entries()}
         found = []
+        unreadable: set[str] = set()
         for path in self._entry_files(tidy=tidy):
             try:
                 status, before = path.stat(), known.get(path)
@@ -88,6 +93,8 @@ class PrefixStore:
                 continue
             except (Broken, OSError) as error:
                 self._discard(path, error, tidy=tidy)
+                if not isinstance(error, Broken):
+                    unreadable.add(path.stem)
         if tidy:
             self._straighten(found)
         oldest = time.time_ns() - KEPT_DAYS * _DAY_NS
@@ -98,7 +105,9 @@ class PrefixStore:
             parent = kept.get(header.parent)
             is_orphan = (parent.end if parent else 0) != header.start
             is_foreign = bool(self._engine) and header.engine != self._engine
-            if tidy and (is_orphan or is_foreign or entry.used < oldest):
+            if header.parent in unreadable:
+                unreadable.add(entry.id)
+            elif tidy and (is_orphan or is_foreign or entry.used < oldest):
                 self._unlink(entry.path)
             else:
                 kept[entry.id] = entry
@@ -111,7 +120,7 @@ class PrefixStore:
         except FileNotFoundError:
             pass  # cleared, or evicted by another process
         except (Broken, OSError, MemoryError) as error:
-            self._discard(entry.path, error, tidy=not isinstance(error, MemoryError))
+            self._discard(entry.path, error, tidy=True)
         self.index.forget(entry)
         return None
 
@@ -279,8 +288,9 @@ class PrefixStore:
         self._latest = min(now, self._latest)
 
     def _discard(self, path: Path, error: Exception, *, tidy: bool) -> None:
+        """Pass over a file; with `tidy` it goes, if its content is wrong."""
         self._say(f"{path.name} is ignored: {_reason(error)}")
-        if tidy:
+        if tidy and isinstance(error, Broken):
             self._unlink(path)
 
     def _unlink(self, path: Path) -> None:
