@@ -410,3 +410,17 @@ def test_what_cannot_be_read_just_now_is_there_the_next_time(
     assert store.files() == files, "neither it nor what is built on it is removed"
     again.load()
     assert found(again, tokens) == 600
+
+
+def test_what_another_process_read_and_saved_too_is_the_same_entry(store: PrefixStore) -> None:
+    tokens = conversation(1)
+    save(store, tokens, read_ms=12.5)
+    other = reopened(store)
+    save(other, tokens, read_ms=99.0)
+    assert found(store, tokens) == found(other, tokens) == 600
+    assert len(store.files()) == 3
+    # What is another entry under this name is no more believed than before.
+    first = min((prefix_file.describe(path) for path in store.files()), key=_start)
+    prefix_file.write(first.path, header(conversation(2)[:CHUNK]), payload_of(conversation(2)[:CHUNK]))
+    with pytest.raises(Broken, match="another entry"):
+        prefix_file.read(first)
