@@ -782,3 +782,31 @@ def test_a_model_that_is_no_model_ends_the_run(empty_home: Path, tmp_path: Path)
     done = run_cli("batch", "-m", str(broken), home=empty_home, input='"a"\n"b"\n')
     assert (done.returncode, done.stdout) == (8, "")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_torn_line_swallows_no_answer_that_is_saved_after_it(
+    engine: EchoEngine, folder: Path, tmp_path: Path
+) -> None:
+    answers, words = tmp_path / "answers.jsonl", ["hold 0", "p1", "p2"]
+    rest = answers.with_name("answers.jsonl.rest")
+    lines = prompts(folder, *[{"id": word, "prompt": word} for word in words])
+    arguments = (lines, "--output", str(answers), "-n")
+    engine.refusal = lambda prompt: Refuse(400, "does_not_fit", "no") if prompt == "hold 0" else None
+    assert batch(engine, *arguments, home=folder).returncode == 1
+    engine.refusal = lambda prompt: None
+    # A kill tore what was saved, and then what is to be saved.
+    whole = answers.read_bytes()
+    rest.write_bytes(whole.splitlines()[1][:40])
+    answers.write_bytes(whole + whole[:40])
+    running = start_cli("batch", "--engine", engine.url, *arguments, home=folder)
+    wait_for(lambda: rest.stat().st_size > len(whole))
+    running.kill()
+    running.wait()
+    assert rest.read_bytes() == whole.splitlines()[1][:40] + b"\n" + whole + whole[:40]
+    answers.write_bytes(whole)
+    engine.requests.clear()
+    engine.go("hold 0")
+    assert batch(engine, *arguments, home=folder).returncode == 0
+    assert engine.prompts() == ["hold 0"]
+    assert [line["id"] for line in printed(answers.read_text())] == words
+    assert not rest.exists()

@@ -146,10 +146,13 @@ class FileOutput:
 
 
 def _append(path: Path, file: BinaryIO) -> None:
-    """Add what is left of `file` to a file of this user's, for good."""
+    """Add what is left of `file` to a file of this user's, for good, after a line of that which a kill tore."""
     rest = file.read(1)
     if rest:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as target:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b") as target:
+            if target.seek(0, os.SEEK_END):
+                target.seek(-1, os.SEEK_END)
+                target.write(b"" if target.read(1) == b"\n" else b"\n")
             target.write(rest)
             shutil.copyfileobj(file, target)
             target.flush()
