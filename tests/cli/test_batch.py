@@ -62,6 +62,7 @@ def batch(engine: FakeEngine, *arguments: str, home: Path) -> subprocess.Complet
     """Run the command in this process: the start of one costs more than most of these batches."""
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     command = ["localchat", "batch", "--engine", engine.url, *arguments]
+    interrupted = signal.getsignal(signal.SIGINT)  # which a command that is over no longer can be
     with (
         patch.object(sys, "argv", command),
         patch.dict(os.environ, LOCALCHAT_HOME=str(home)),
@@ -71,6 +72,7 @@ def batch(engine: FakeEngine, *arguments: str, home: Path) -> subprocess.Complet
     ):
         forget_home()
         main()
+    signal.signal(signal.SIGINT, interrupted)
     forget_home()
     out.flush()
     return subprocess.CompletedProcess(command, ended.value.code, out.buffer.getvalue().decode(), err.getvalue())

@@ -184,3 +184,59 @@ def test_a_host_can_be_started_with_every_stream_closed(tmp_path: Path, talker: 
     assert done.returncode == 0 and done.stdout.strip().isalpha()
     assert status_of(home)
     stop_host(home)
+
+
+IMPATIENT = """
+import os, signal, sys, threading, time
+from localchat.cli import main
+from localchat.errors import Interrupted
+
+def again(): os.kill(os.getpid(), signal.SIGINT)
+
+def run(arguments):
+    if "fails" in arguments:
+        raise ValueError("nobody foresaw this")
+    # What is being put in order while Python waits for it.
+    threading.Thread(target=lambda: (time.sleep(0.2), again(), time.sleep(float(arguments[1])), print("done"))).start()
+    raise Interrupted("stopped: nothing is lost") if "says" in arguments else KeyboardInterrupt
+
+class Pressing:
+    # stderr, for somebody who presses Ctrl+C again while the sentence is being written.
+    encoding = "utf-8"
+    def write(self, text): again(); return stderr.write(text)
+    def flush(self): again(); stderr.flush()
+
+stderr, sys.stderr = sys.stderr, Pressing()
+main._run = run
+main.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("silent", 130, ""), ("says", 130, "localchat: stopped: nothing is lost\n"), ("fails", 1, "nobody foresaw this")],
+)
+def test_more_ctrl_c_while_the_first_is_handled_changes_nothing(tmp_path: Path, how: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, how, "0.3"],
+        env={**os.environ, "LOCALCHAT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code and done.stdout == ("done\n" if code == 130 else "")
+    assert said in done.stderr and done.stderr.count("\n") == (how != "silent"), done.stderr
+
+
+def test_a_long_clean_up_after_ctrl_c_can_be_ended(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT, "says", "60"],
+        env={**os.environ, "LOCALCHAT_HOME": str(tmp_path)},
+        stderr=subprocess.PIPE,
+    )
+    assert running.stderr and running.stderr.readline() == b"localchat: stopped: nothing is lost\n"
+    running.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(0.5)
+    running.terminate()
+    assert running.wait(10) == -signal.SIGTERM and running.stderr.read() == b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -49,25 +50,39 @@ def main() -> NoReturn:
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()
-    except LocalchatError as error:
-        code = _complain(error.message, error.exit_code)
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough, as `head` has; that is no error.
-        give_up_stdout()
-        code = 0
-    except OSError as error:
-        give_up_stdout()
-        if error.errno == errno.EBADF:
-            code = _complain("standard output is closed: there is nowhere to write to", 1)
-        else:
-            where = f" ({error.filename})" if error.filename else ""
-            code = _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
-    except Exception as error:
-        code = _complain(_unexpected(error), 1)
+    except (Exception, KeyboardInterrupt) as error:
+        _let_nothing_interrupt()
+        code = _code_of(error)
+    _let_nothing_interrupt()
     _give_up_stderr_if_full()
     sys.exit(code)
+
+
+def _let_nothing_interrupt() -> None:
+    """The command is over: another Ctrl+C would only be a traceback out of the little that is left to do.
+
+    SIGTERM, and SIGQUIT (Ctrl and the backslash), still end it at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _code_of(error: Exception | KeyboardInterrupt) -> int:
+    """Say what went wrong; the exit code for it."""
+    if isinstance(error, LocalchatError):
+        return _complain(error.message, error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has enough, as `head` has; that is no error.
+        give_up_stdout()
+        return 0
+    if isinstance(error, OSError):
+        give_up_stdout()
+        if error.errno == errno.EBADF:
+            return _complain("standard output is closed: there is nowhere to write to", 1)
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}: see that there is room and that it can be written", 1)
+    return _complain(_unexpected(error), 1)
 
 
 def _replace_closed_streams() -> None:
