@@ -270,3 +270,16 @@ def test_speeds_are_positive() -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"prefill": 0.0, "decode": 1.0}, Speeds)
     assert isinstance(command, click.Command)
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+def test_a_cache_folder_that_is_no_utf_8_text_is_a_sentence(tmp_path: Path, command: str) -> None:
+    model = write_model(tmp_path / "tiny.gguf", speaks=LETTERS)
+    places = {f"XDG_{name}_HOME": str(tmp_path / name) for name in ("CONFIG", "DATA", "STATE")}
+    done = run_cli(
+        *(command, "--quick", str(model)),
+        home=Path(),
+        env={"LOCALCHAT_HOME": "", **places, "XDG_CACHE_HOME": os.fsdecode(bytes(tmp_path) + b"/caf\xe9")},
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("/localchat has a name that is no UTF-8 text: rename it")

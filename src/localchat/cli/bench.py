@@ -32,7 +32,7 @@ def command(model: str, quick: bool, as_json: bool) -> None:
     with ProgressLine() as progress:
         file = trying.here(model, progress)
         now = trying.surroundings(progress)
-        one = trying.subject_of(file, now)
+        one = comparing.subject(file, now)
         bench = trying.predicted(one, trying.run(trials.bench, "bench", one, progress, quick=quick))
         trying.keep(one, progress, bench=bench)
     compared = comparing.quantizations(one, now)

@@ -16,7 +16,7 @@ from localchat.cli.progress import ProgressLine, bar
 from localchat.client import measured, trials
 from localchat.errors import DamagedFile, Interrupted, LocalchatError, NeedsVerification, NoSuchModel, UsageError
 from localchat.machine import compute_threads
-from localchat.models import comparing, store
+from localchat.models import store
 from localchat.models.assess import Circumstances
 from localchat.models.comparing import Subject
 from localchat.models.store import ModelFile
@@ -31,13 +31,22 @@ Trial = Callable[[Order, trials.OnProgress, trials.OnNotice], Result]
 
 
 def here(name: str, progress: ProgressLine) -> ModelFile:
-    """The model that `name` ("": the usual one) means, fetched and verified first where need be, as `ask` does it."""
+    """The model that `name` ("": the usual one) means, fetched and verified first where need be, as `ask` does it.
+
+    Raises `UsageError` where it, or what is kept of it, lies in a place whose name cannot be said in JSON.
+    """
     name = wishes(name, None, ()).model
     try:
-        return store.resolve(name, may_hash=False)
+        file = store.resolve(name, may_hash=False)
     except (NoSuchModel, NeedsVerification):
         make_ready(name, progress)
-        return store.resolve(name)
+        file = store.resolve(name)
+    for place in (file.path, paths().cache):
+        try:
+            str(place).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{safe_line(str(place))} has a name that is no UTF-8 text: rename it") from None
+    return file
 
 
 def known(name: str) -> tuple[str, kept_trials.Kept | None]:
@@ -65,15 +74,6 @@ def surroundings(progress: ProgressLine) -> Circumstances:
     )
     progress.clear()
     return circumstances(machine or measured.quick(), None)
-
-
-def subject_of(file: ModelFile, now: Circumstances) -> Subject:
-    """What must be known of the model. Raises `UsageError` for a file whose name cannot be said in JSON."""
-    try:
-        str(file.path).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{safe_line(str(file.path))} has a name that is no UTF-8 text: rename it") from None
-    return comparing.subject(file, now)
 
 
 def run(

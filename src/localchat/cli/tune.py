@@ -55,7 +55,7 @@ def _tune(model: str, kv_type: KvType | None, quick: bool, as_json: bool) -> Non
     with ProgressLine() as progress:
         file = trying.here(model, progress)
         now = trying.surroundings(progress)
-        one = trying.subject_of(file, now)
+        one = comparing.subject(file, now)
         tuned = trying.run(trials.tune, "tune", one, progress, quick=quick, kv_type=kv_type)
         # What is best while others compute is not what is best: fewer threads, mostly.
         kept = not tuned.was_busy
