@@ -360,3 +360,10 @@ def test_a_home_of_somebody_who_is_not_there_is_a_sentence(tmp_path: Path) -> No
     done = run_cli("status", home=Path("~nobody-of-that-name/x"), cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("localchat: LOCALCHAT_HOME is ~nobody-of-that-name/x, and nobody here has that name")
+
+
+def test_a_long_temporary_folder_is_none_for_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localchat.paths._RUN_USER", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
+    found = places(monkeypatch, LOCALCHAT_HOME="/" + "deep" * 40, XDG_RUNTIME_DIR=None)
+    assert len(os.fsencode(found.socket)) <= 107 and found.runtime.parent == Path("/tmp")

@@ -23,6 +23,7 @@ HOST_LOG_MARK = "--- localchat host"
 
 _SOCKET_NAME = "host.sock"
 _RUN_USER = "/run/user"
+_TEMPORARY = "/tmp"
 _XDG = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 # sun_path is 108 bytes on Linux and 104 on macOS, with a closing NUL.
 _SOCKET_PATH_LIMIT = 107 if sys.platform.startswith("linux") else 103
@@ -152,7 +153,9 @@ def _runtime_for(wanted: Path | None, identity: str) -> Path:
     base = _login_runtime()
     if base and len(str(base)) < 60:
         return base.with_name(f"localchat-{digest}")
-    return Path(tempfile.gettempdir()) / f"localchat-{os.getuid()}-{digest}"
+    name = f"localchat-{os.getuid()}-{digest}"
+    short = Path(tempfile.gettempdir()) / name
+    return short if len(os.fsencode(short / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT else Path(_TEMPORARY) / name
 
 
 def private_folder(folder: Path, *, shared_parent: bool = False) -> Path:

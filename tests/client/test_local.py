@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,28 +116,22 @@ def test_a_connection_that_breaks_in_an_error_is_an_engine_failure(empty_home: P
         LocalEngine().chat(QUESTION)
 
 
-def test_a_home_and_places_that_are_meant_from_here_are_the_hosts_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = write_model(tmp_path / "tiny.gguf", speaks=LETTERS)
-    (tmp_path / "short").mkdir()
-    deep = "deep" * 30  # its runtime folder is among the temporary ones
-    source = os.path.relpath(Path(localchat.__file__).parents[1], tmp_path)
-    elsewhere = {"TMPDIR": "short", "XDG_RUNTIME_DIR": "short", "PYTHONPATH": f"{source}:"}
+def test_a_home_and_places_that_are_meant_from_here_are_the_hosts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCALCHAT_OFFLINE", raising=False)
-    for home in ("stick", deep):
-        try:
-            done = run_cli(
-                *("ask", "-n", "-m", "tiny.gguf", "--max-tokens", "2", "hi"),
-                home=Path(home),
-                cwd=tmp_path,
-                env=elsewhere,
-            )
-            assert (done.returncode, done.stderr) == (0, "")
-            assert (tmp_path / home / "host.log").read_text().count(HOST_LOG_MARK) == 1
-        finally:
-            assert run_cli("stop", home=Path(home), cwd=tmp_path, env=elsewhere).returncode == 0
-    assert model.exists()
+    with tempfile.TemporaryDirectory(prefix="lc-", dir="/tmp") as here:  # short, so that a socket fits below it
+        write_model(Path(here) / "tiny.gguf", speaks=LETTERS)
+        (Path(here) / "short").mkdir()
+        source = os.path.relpath(Path(localchat.__file__).parents[1], here)
+        elsewhere = {"TMPDIR": "short", "XDG_RUNTIME_DIR": "short", "PYTHONPATH": f"{source}:"}
+        for home in ("stick", "deep" * 30):  # the deep one's socket is among the temporary files
+            try:
+                question = ("ask", "-n", "-m", "tiny.gguf", "--max-tokens", "2", "hi")
+                done = run_cli(*question, home=Path(home), cwd=here, env=elsewhere)
+                assert (done.returncode, done.stderr) == (0, "")
+                assert (Path(here) / home / "host.log").read_text().count(HOST_LOG_MARK) == 1
+            finally:
+                stopped = run_cli("stop", home=Path(home), cwd=here, env=elsewhere)
+            assert stopped.stdout == "The engine is stopped.\n"
 
 
 def test_a_host_that_listens_elsewhere_is_ended_and_not_started_for_ever(
@@ -148,3 +145,33 @@ def test_a_host_that_listens_elsewhere_is_ended_and_not_started_for_ever(
     assert (empty_home / "host.log").read_text().count(HOST_LOG_MARK) == 3
     with FileLock(empty_home / "other" / "run" / "host.lock"):  # free once the engine is gone
         pass
+
+
+def test_an_engine_that_hangs_is_not_cut_off(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private_folder(paths().runtime)
+    waiting: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(paths().socket))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while len(waiting) < 100:
+                waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                waiting[-1].setblocking(False)
+                waiting[-1].connect(str(paths().socket))
+        monkeypatch.setattr(local, "_STATUS_TIMEOUT_S", 0.2)
+        with pytest.raises(EngineFailed, match=r"the engine hangs: .*try again"):
+            LocalEngine().status()
+    for one in waiting:
+        one.close()
+    paths().socket.unlink()
+
+
+def test_a_host_that_python_does_not_find_is_named(
+    empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "python: No module named localchat" >&2\nexit 1\n')
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(EngineFailed, match="did not start: python: No module named localchat"):
+        connect.connect_or_start()

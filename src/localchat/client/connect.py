@@ -30,7 +30,7 @@ _PAUSES_S = (0.0, 0.1, 0.5)
 """Before each look for a host that said that it listens: it may be told to make way in that very moment."""
 _LOG_KEPT_BYTES = 1 << 20
 _LOG_TAIL_BYTES = 1 << 15
-_TELLING = ("error", "assert", "abort", "fail", "illegal", "segmentation")
+_TELLING = ("error", "assert", "abort", "fail", "illegal", "segmentation", "no module")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -84,9 +84,12 @@ def connect_if_running(patience_s: float | None = None) -> UnixConnection | None
         connection.connect()
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         return None
+    except (TimeoutError, BlockingIOError) as error:
+        # Without its file it could not be reached at all, and no other would start beside it.
+        raise EngineFailed("the engine hangs: others wait for it already, so try again or end its process") from error
     except OSError as error:
         raise EngineFailed(
-            f"cannot reach the engine at {paths().socket} ({error.strerror}): remove that file and try again"
+            f"cannot reach the engine at {paths().socket} ({error.strerror or error}): remove that file and try again"
         ) from error
     return connection
 
