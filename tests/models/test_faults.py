@@ -69,7 +69,7 @@ ONCE: dict[str, tuple[Fault, str | None, str | None]] = {
     "429, seconds": (Fault("status", status=429, retry_after="1"), None, None),
     "429, an hour": (Fault("status", status=429, retry_after="3600"), "come back in 3,600 s", None),
     "429, a date": (Fault("status", status=429, retry_after=date_in(-HOUR)), None, None),
-    "429, a date in an hour": (Fault("status", status=429, retry_after=date_in(HOUR)), "come back in 3,", None),
+    "429, a date in many hours": (Fault("status", status=429, retry_after=date_in(27 * HOUR)), "come back in 9", None),
     "429, nonsense": (Fault("status", status=429, retry_after="soon"), None, None),
     "500": (Fault("status", status=500), None, None),
     "503": (Fault("status", status=503), None, None),
