@@ -30,8 +30,10 @@ SCHEMAS = Path(__file__).parent / "schemas"
 MIGRATE = """
 import os, signal, sys
 from pathlib import Path
-from localchat.chats import backup, schema
+from localchat.chats import backup, database, schema
 from localchat.chats.store import Chats
+
+database.PATIENCE_S = 60
 
 file, point = Path(sys.argv[1]), sys.argv[2]
 
@@ -188,8 +190,10 @@ def test_two_programs_that_make_the_file_at_once(file: Path) -> None:
     script = """if True:
         import sys
         from pathlib import Path
+        from localchat.chats import database
         from localchat.chats.store import Chats
         from localchat.chats.records import ChatSettings
+        database.PATIENCE_S = 60
         Chats(Path(sys.argv[1])).create(ChatSettings())
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
