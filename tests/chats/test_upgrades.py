@@ -180,7 +180,7 @@ def test_two_programs_that_migrate_at_once(file: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
     command = [sys.executable, "-c", MIGRATE, str(file), "none"]
     processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(150) for process in processes] == [0, 0, 0]
     database = connect(file)
     assert database.execute("SELECT count(*) FROM messages WHERE content LIKE '%(moved) (moved)'").fetchone() == (0,)
     database.close()
@@ -198,7 +198,7 @@ def test_two_programs_that_make_the_file_at_once(file: Path) -> None:
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
     processes = [subprocess.Popen([sys.executable, "-c", script, str(file)], env=environment) for _ in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
+    assert [process.wait(150) for process in processes] == [0] * 4
     chats = Chats(file)
     assert len(chats.chats()) == 4
     chats.close()

@@ -217,7 +217,7 @@ async def test_opens_at_once_and_fills() -> None:
     known = threading.Event()
 
     def slow() -> Overview:
-        assert known.wait(20)
+        assert known.wait(60)
         return OVERVIEW
 
     app = picker(look=slow)
