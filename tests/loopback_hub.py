@@ -110,6 +110,8 @@ class LoopbackHub:
     bytes_per_second: float | None = None
     """Of each connection; a change holds at once, also for what is on its way."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: threading.Event = field(default_factory=threading.Event)
+    """Set once the hub ends: what hangs until then is let go."""
 
     def add(self, repo: str, file: str, content: bytes, commit: str = COMMIT) -> HubFile:
         """Offer a file; return what a catalogue would pin of it."""
@@ -202,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, {"Location": fault.location, **self._promise(file)}, b"")
             return
         if fault and kind == "hang":
-            time.sleep(fault.pause)
+            self.server.hub.closed.wait(fault.pause)
         if kind == "html":
             self._send(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Please log in</html>")
             return
@@ -346,6 +348,7 @@ def running_hub(tls: ssl.SSLContext | None = None) -> Iterator[LoopbackHub]:
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join(5)

@@ -71,7 +71,7 @@ class Terminal:
             if pressing and now >= due and self.process.poll() is None:
                 due = now + 1.0
                 self.press(pressing)
-        code = self.process.wait(timeout=10)
+        code = self.process.wait(timeout=60)
         os.close(self._master)
         return code
 

@@ -10,16 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 import localchat
 from localchat.chats.store import Chats
-
-_LOST_TOKENS = 200
-"""Tokens come at most every 5 ms, so this is a second: counted so, a machine that stands still loses nothing."""
+from tests.conftest import wait_for
 
 _MOMENTS = [(0.0, 0.05), (0.0, 0.6), (1.6, 2.2)]
 """Seconds after the first message: while it is kept, in the first answer, and when much of one can be lost."""
@@ -27,10 +25,12 @@ _MOMENTS = [(0.0, 0.05), (0.0, 0.6), (1.6, 2.2)]
 STREAM = """
 import sys, time
 from pathlib import Path
+from localchat.chats import database
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import ChatSettings, Outcome
 from localchat.protocol import Message
 
+database.PATIENCE_S = 60
 keeper = Keeper(Path(sys.argv[1]))
 chat = keeper.call(lambda chats: chats.create(ChatSettings())).result()
 tip, number = None, 0
@@ -41,7 +41,7 @@ while True:
     print("asked", question, tip, len(words), flush=True)
     keeper.follow(tip)
     text = ""
-    for token in range(20 if number % 3 == 2 else 600):
+    for token in range(20 if number % 3 == 2 else int(sys.argv[2])):
         text += f"{token} "
         keeper.write(tip, Message("assistant", text), Outcome())
         print("wrote", tip, token, flush=True)
@@ -53,10 +53,12 @@ while True:
 TALK = """
 import sys
 from pathlib import Path
+from localchat.chats import database
 from localchat.chats.keeper import Keeper
 from localchat.chats.records import ChatSettings, Draft, Outcome
 from localchat.protocol import Message
 
+database.PATIENCE_S = 60
 me, rounds = sys.argv[2], int(sys.argv[3])
 keeper = Keeper(Path(sys.argv[1]))
 for number in range(rounds):
@@ -84,8 +86,9 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def streaming(file: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    processes = [start(STREAM, file) for _ in range(count)]
+def streaming(file: Path, count: int, tokens: int = 600) -> Iterator[list[subprocess.Popen[str]]]:
+    """Programs that stream answers into a file, most of them of that many tokens."""
+    processes = [start(STREAM, file, tokens) for _ in range(count)]
     try:
         yield processes
     finally:
@@ -105,24 +108,38 @@ def kill_some(file: Path, dice: random.Random, count: int, after_s: tuple[float,
         said = [line.split() for process in processes for line in (process.communicate()[0]).splitlines()]
     chats = Chats(file)
     nodes = {node.id: node for info in chats.chats() for node in chats.tree(info.id).nodes.values()}
-    written: dict[int, int] = {}
     for line in said:
         match line:
             case ["asked", question, answer, length]:
                 assert len(nodes[int(question)].message.text()) == int(length)
                 assert int(answer) in nodes
-            case ["wrote", answer, token]:
-                written[int(answer)] = int(token)
             case ["done", answer]:
                 assert (nodes[int(answer)].state, nodes[int(answer)].message.text()[-3:]) == ("done", "end")
-    for answer, last in written.items():
-        assert len(nodes[answer].message.text().split()) >= last - _LOST_TOKENS
+    for node in nodes.values():
+        if node.message.role == "assistant":
+            tokens = node.message.text().removesuffix("end").split()
+            assert tokens == [str(number) for number in range(len(tokens))]
     assert not [node for node in nodes.values() if node.state == "unfinished"]
     chats.close()
     assert not list(file.parent.glob("writing-*"))
     database = sqlite3.connect(file)
     assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     database.close()
+
+
+def test_an_answer_is_kept_while_it_is_written(file: Path) -> None:
+    """What a person has seen is soon on disk, and there it stays: (how soon, is a matter of the machine)."""
+    with streaming(file, 1, tokens=10**9) as (process,):
+        assert process.stdout and "asked" in process.stdout.readline()
+        *_, answer, token = next(line for line in process.stdout if line.endswith(" 300\n")).split()
+        with closing(sqlite3.connect(file)) as database:
+            query = "SELECT content FROM messages WHERE id = ?"
+            wait_for(lambda: f" {token} " in database.execute(query, (int(answer),)).fetchone()[0])
+    chats = Chats(file)
+    (info,) = chats.chats()
+    node = chats.tree(info.id).nodes[int(answer)]
+    assert node.state == "broken" and f" {token} " in node.message.text()
+    chats.close()
 
 
 def test_killed_programs_lose_nothing_that_was_sent(file: Path, dice: random.Random) -> None:

@@ -30,8 +30,10 @@ SCHEMAS = Path(__file__).parent / "schemas"
 MIGRATE = """
 import os, signal, sys
 from pathlib import Path
-from localchat.chats import backup, schema
+from localchat.chats import backup, database, schema
 from localchat.chats.store import Chats
+
+database.PATIENCE_S = 60
 
 file, point = Path(sys.argv[1]), sys.argv[2]
 
@@ -178,7 +180,7 @@ def test_two_programs_that_migrate_at_once(file: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
     command = [sys.executable, "-c", MIGRATE, str(file), "none"]
     processes = [subprocess.Popen(command, env=environment) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(150) for process in processes] == [0, 0, 0]
     database = connect(file)
     assert database.execute("SELECT count(*) FROM messages WHERE content LIKE '%(moved) (moved)'").fetchone() == (0,)
     database.close()
@@ -188,13 +190,15 @@ def test_two_programs_that_make_the_file_at_once(file: Path) -> None:
     script = """if True:
         import sys
         from pathlib import Path
+        from localchat.chats import database
         from localchat.chats.store import Chats
         from localchat.chats.records import ChatSettings
+        database.PATIENCE_S = 60
         Chats(Path(sys.argv[1])).create(ChatSettings())
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(localchat.__file__).parents[1])}
     processes = [subprocess.Popen([sys.executable, "-c", script, str(file)], env=environment) for _ in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
+    assert [process.wait(150) for process in processes] == [0] * 4
     chats = Chats(file)
     assert len(chats.chats()) == 4
     chats.close()

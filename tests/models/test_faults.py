@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,10 +37,21 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits for silent servers that a test can wait for."""
-    monkeypatch.setattr(transport, "STALL_S", 0.5)
-    monkeypatch.setattr(tasks, "_QUIET_S", 0.2)
+def impatient(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is about to meet a server that falls silent waits as long as a test can; all others as long as ever."""
+    ask = ranges.request
+
+    def briefly(*arguments: Any, **options: Any) -> transport.Reply:
+        for fault in hub.faults:
+            if fault.kind in ("drip", "hang"):
+                monkeypatch.setattr(tasks, "_QUIET_S", 0.2)
+                # (Which one of several requests it will be that meets the only fault, nobody knows.)
+                if fault.times > 1 or (fault.times and not fault.skip):
+                    # What drips must be seen to send something; where nothing is sent, nothing can come too late.
+                    options["stall_s"] = 3.0 if fault.kind == "drip" else 1.0
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(ranges, "request", briefly)
 
 
 def date_in(delta: timedelta) -> str:
@@ -57,7 +70,7 @@ ONCE: dict[str, tuple[Fault, str | None, str | None]] = {
     "429, seconds": (Fault("status", status=429, retry_after="1"), None, None),
     "429, an hour": (Fault("status", status=429, retry_after="3600"), "come back in 3,600 s", None),
     "429, a date": (Fault("status", status=429, retry_after=date_in(-HOUR)), None, None),
-    "429, a date in an hour": (Fault("status", status=429, retry_after=date_in(HOUR)), "come back in 3,", None),
+    "429, a date in many hours": (Fault("status", status=429, retry_after=date_in(27 * HOUR)), "come back in 9", None),
     "429, nonsense": (Fault("status", status=429, retry_after="soon"), None, None),
     "500": (Fault("status", status=500), None, None),
     "503": (Fault("status", status=503), None, None),
@@ -79,7 +92,7 @@ ONCE: dict[str, tuple[Fault, str | None, str | None]] = {
     "redirect to a file": (Fault("redirect", location="file:///etc/passwd"), "only https", "only https"),
     "redirect to nonsense": (Fault("redirect", location="https://[half/x"), "none", "none"),
     "slow drip": (Fault("drip", pause=0.05), None, None),
-    "silence": (Fault("hang", pause=2), None, None),
+    "silence": (Fault("hang", pause=60), None, None),
 }
 
 # The same faults, met by every request from then on.
@@ -102,7 +115,26 @@ ALWAYS: dict[str, tuple[str | None, str | None]] = {
 }
 
 
-def meet(fault: Fault, expected: str | None, home: Path, hub: LoopbackHub, content: bytes, offer: Offer) -> None:
+def until_two_ask(hub: LoopbackHub) -> Callable[[FetchProgress], None]:
+    """Makes a hub too slow to be done with anything before a second connection asks; to be told of the progress."""
+    hub.bytes_per_second = 20e3
+
+    def let_go(_: FetchProgress) -> None:
+        if len(hub.asked("GET")) > 1:
+            hub.bytes_per_second = None
+
+    return let_go
+
+
+def meet(
+    fault: Fault,
+    expected: str | None,
+    home: Path,
+    hub: LoopbackHub,
+    content: bytes,
+    offer: Offer,
+    on_progress: Callable[[FetchProgress], None] | None = None,
+) -> None:
     """Fetch while the hub misbehaves, and hold the outcome against what is expected."""
     hub.add(REPO, FILE, content)
     hub.faults.append(fault)
@@ -110,12 +142,12 @@ def meet(fault: Fault, expected: str | None, home: Path, hub: LoopbackHub, conte
     offer(content)
     began = time.monotonic()
     if expected is None:
-        model = ensure("tiny")
+        model = ensure("tiny", on_progress=on_progress)
         assert model.path.read_bytes() == content and model.sha256 == hashlib.sha256(content).hexdigest()
         assert sorted(path.name for path in model.path.parent.iterdir()) == [FILE, FILE + ".json"]
     else:
         with pytest.raises(FetchError) as failed:
-            ensure("tiny")
+            ensure("tiny", on_progress=on_progress)
         assert expected in failed.value.message and failed.value.exit_code == 4
         assert not place(home).exists() and store.installed() == []
     assert time.monotonic() - began < 60
@@ -134,7 +166,9 @@ class TestOnce:
     @pytest.mark.usefixtures("ranged")
     def test_on_one_connection(self, name: str, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
         fault, _, expected = ONCE[name]
-        meet(Fault(**{**vars(fault), "skip": 3}), expected, home, hub, bigger, offer)
+        # A server that has too much to do is left by one connection only where there are others.
+        let_go = until_two_ask(hub) if "hour" in name else None
+        meet(Fault(**{**vars(fault), "skip": 3}), expected, home, hub, bigger, offer, let_go)
         assert len({get.headers.get("range") for get in hub.asked("GET")}) > 3
 
 
@@ -163,7 +197,7 @@ class TestSeveralConnections:
         steps: list[FetchProgress] = []
         ensure("tiny", on_progress=steps.append)
         gets = hub.asked("GET")
-        assert sum(get.sent for get in gets) < len(bigger) * 1.2
+        assert sum(get.sent for get in gets) < len(bigger) * 1.5
         assert {get.headers["if-range"] for get in gets[1:]} == {f'"{hashlib.sha256(bigger).hexdigest()}"'}
         mine = [step for step in steps if step.source.startswith("hub")]
         assert [step.done for step in mine] == sorted(step.done for step in mine)
@@ -191,11 +225,11 @@ class TestSeveralConnections:
         assert any(step.notice == "the file changed on its way: starting over" for step in steps)
         assert sum(get.start == 0 for get in hub.asked("GET")) == 2
 
+    @pytest.mark.usefixtures("impatient")
     def test_a_thin_line_is_left_to_one_connection(
-        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer, monkeypatch: pytest.MonkeyPatch
+        self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
     ) -> None:
         """Eight connections that all bring next to nothing are no reason to give up before one was tried alone."""
-        monkeypatch.setattr(transport, "STALL_S", 0.5)
         hub.add(REPO, FILE, bigger)
         hub.faults.append(Fault("drip", pause=0.05, skip=1, times=ranges.CONNECTIONS))
         offer(bigger)
@@ -264,11 +298,10 @@ class TestSeveralConnections:
     def test_a_server_that_bears_few_connections_gets_few(
         self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
     ) -> None:
-        hub.bytes_per_second = 4e6
         hub.add(REPO, FILE, bigger)
         hub.faults.append(Fault("status", status=503, retry_after="3600", skip=2, times=6))
         offer(bigger)
-        assert ensure("tiny").path.read_bytes() == bigger
+        assert ensure("tiny", on_progress=until_two_ask(hub)).path.read_bytes() == bigger
         assert not hub.faults[0].times
 
     def test_a_silent_connection_holds_up_nobody(
@@ -276,23 +309,21 @@ class TestSeveralConnections:
     ) -> None:
         monkeypatch.setattr(tasks, "_QUIET_S", 0.2)
         hub.add(REPO, FILE, bigger)
-        hub.faults.append(Fault("hang", pause=20, skip=3))
+        hub.faults.append(Fault("hang", pause=60, skip=3))
         offer(bigger)
         began = time.monotonic()
         assert ensure("tiny").path.read_bytes() == bigger
-        assert time.monotonic() - began < 10, "the stall of one connection was waited for"
+        assert time.monotonic() - began < transport.STALL_S - 5, "the stall of one connection was waited for"
 
     def test_cancelling_is_quick_and_loses_nothing(
         self, home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer
     ) -> None:
         hub.add(REPO, FILE, bigger)
-        hub.bytes_per_second = 300e3
+        hub.bytes_per_second = 50e3
         offer(bigger)
-        stop = threading.Event()
-        threading.Timer(1.0, stop.set).start()
         steps: list[FetchProgress] = []
         with pytest.raises(Interrupted):
-            ensure("tiny", cancelled=stop.is_set, on_progress=steps.append)
+            ensure("tiny", cancelled=lambda: bool(steps and steps[-1].done), on_progress=steps.append)
         kept = max(step.done for step in steps)
         assert 0 < kept < len(bigger)
         assert not [thread.name for thread in threading.enumerate() if thread.name == "localchat-range"]
@@ -395,27 +426,33 @@ class TestFullDisk:
             request.getfixturevalue("ranged")
         monkeypatch.setattr(partial, "MARGIN", 1 << 20)
         hub.add(REPO, FILE, bigger)
-        hub.bytes_per_second = 2e6
         offer(bigger)
         ballast = small_disk / "somebody's"
+        write, lock, written = partial.SparseFile.write_at, threading.Lock(), 0
 
-        def fill(step: FetchProgress) -> None:
-            if step.done > 1_000_000 and not ballast.exists():
-                # All of it at once, so that not the look at the free space but the write itself fails.
-                monkeypatch.setattr(partial, "check_room", lambda *_: None)
-                with ballast.open("wb", buffering=0) as file:
-                    try:
-                        while file.write(bytes(1 << 16)):
-                            pass
-                    except OSError:
-                        pass
+        def fill() -> None:
+            # All of it at once, so that not the look at the free space but the write itself fails.
+            monkeypatch.setattr(partial, "check_room", lambda *_: None)
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(1 << 16)):
+                    pass
 
-        with pytest.raises(FetchError, match="is full") as failed:
-            ensure("tiny", on_progress=fill)
+        def write_at(file: partial.SparseFile, start: int, data: bytes) -> None:
+            nonlocal written
+            with lock:
+                if written > 2_000_000 and not ballast.exists():
+                    fill()
+            write(file, start, data)
+            with lock:
+                written += len(data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(partial.SparseFile, "write_at", write_at)
+            with pytest.raises(FetchError, match="is full") as failed:
+                ensure("tiny")
         assert failed.value.exit_code == 4 and not place(home).exists()
         ballast.unlink()
-        hub.bytes_per_second = None
         hub.requests.clear()
         assert ensure("tiny").path.read_bytes() == bigger
         again = np.count_nonzero(asked_bytes(hub.asked("GET"), len(bigger)))
-        assert again < len(bigger) - 900_000, "what was there is not used"
+        assert again < len(bigger) - 1_900_000, "what was there is not used"

@@ -121,7 +121,7 @@ def test_many_kills(home: Path, hub: LoopbackHub, large: bytes, offer: Offer) ->
 
 def test_a_killed_holder_of_the_lock_blocks_nobody(home: Path, hub: LoopbackHub, bigger: bytes, offer: Offer) -> None:
     hub.add(REPO, FILE, bigger)
-    hub.bytes_per_second = 1e6
+    hub.bytes_per_second = 20e3
     offer(bigger)
     process = start_fetch(home, hub)
     lock = place(home).with_name(f".{FILE}.lock")

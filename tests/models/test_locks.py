@@ -54,10 +54,10 @@ def test_death_frees_it(tmp_path: Path) -> None:
     assert holder.stdout and holder.stdout.readline() == b"held\n"
     lock = FileLock(tmp_path / "lock")
     assert not lock.acquire(blocking=False)
-    threading.Timer(0.2, holder.kill).start()
     began = time.monotonic()
+    threading.Timer(0.2, holder.kill).start()
     assert lock.acquire()
-    assert 0.1 < time.monotonic() - began < 10
+    assert 0.1 < time.monotonic() - began < 30
     lock.release()
     holder.wait()
     holder.stdout.close()

@@ -100,10 +100,10 @@ def test_an_incomplete_split_model_is_not_seen_as_one(
     parts = write_parts(tmp_path, whole)
     for part in parts:
         hub.add(REPO, part.name, part.read_bytes())
-    hub.bytes_per_second = 200_000
+    hub.bytes_per_second = 20_000
     running = start_cli("pull", REPO, home=measured)
     folder = measured / "models" / REPO
-    wait_for(lambda: (folder / parts[-1].name).is_file())
+    wait_for(lambda: (folder / parts[-1].name).is_file(), 60)
     running.send_signal(signal.SIGKILL)
     running.wait()
     forget()

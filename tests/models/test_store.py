@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import builtins
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,13 +284,24 @@ def test_checking_can_be_followed_and_stopped(home: Path, bigger: bytes) -> None
     assert steps[-1] == (len(bigger), len(bigger)) and len(steps) > 3
 
 
-def test_forty_models_are_listed_quickly(home: Path, tiny: bytes) -> None:
+def test_listing_forty_models_opens_each_record_once(home: Path, tiny: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list must come at once, however many models there are, and however large they are."""
+    put_here = [put(home / "models" / f"owner{number}" / "repo" / "x-Q8_0.gguf", tiny) for number in range(40)]
     for number in range(40):
-        put(home / "models" / f"owner{number}" / "repo" / "x-Q8_0.gguf", tiny)
         store.resolve(f"owner{number}/repo")
-    began = time.perf_counter()
+    forget()
+    hashed, opened, real = count_hashing(monkeypatch), list[str](), io.open
+
+    def counted(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(str(file))
+        return real(file, *arguments, **options)
+
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", counted)
     assert len(store.installed()) == 40
-    assert time.perf_counter() - began < 0.5
+    assert not hashed
+    found = [name for name in opened if name.startswith(str(home / "models"))]
+    assert sorted(found) == sorted(f"{path}.json" for path in put_here)
 
 
 def test_the_store_imports_nothing_that_connects() -> None:

@@ -170,7 +170,7 @@ def test_stopping_ends_pip_and_cleans_up(
     """A pip that hangs, with a child of its own: both must be gone, and so must the staging folder."""
     (tmp_path / "bin").mkdir()
     pip, pid = tmp_path / "bin" / "pip", tmp_path / "pid"
-    pip.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {pid}.new\nmv {pid}.new {pid}\ntouch $TMPDIR/x.whl\nwait\n")
+    pip.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {pid}.new\nmv {pid}.new {pid}\ntouch $TMPDIR/x.whl\nwait\n")
     pip.chmod(0o755)
     monkeypatch.setattr(wheel.importlib.util, "find_spec", lambda _: None)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin:/usr/bin")
@@ -181,16 +181,18 @@ def test_stopping_ends_pip_and_cleans_up(
             return False
         if how == "interrupt":
             raise KeyboardInterrupt
+        if how == "stall":
+            monkeypatch.setattr(wheel, "_STALL_S", 0)
         return how == "cancelled"
 
     expected = {"cancelled": Interrupted, "interrupt": KeyboardInterrupt, "stall": FetchError}[how]
-    monkeypatch.setattr(wheel, "_STALL_S", 0.5 if how == "stall" else 60)
+    monkeypatch.setattr(wheel, "_STALL_S", 600)
     began = time.monotonic()
     with pytest.raises(expected):
         ensure(None, cancelled=stop)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert not list(folder(home).iterdir()), "leftovers"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     child = Path(f"/proc/{pid.read_text().strip()}/status")
     while child.exists() and "State:\tZ" not in child.read_text() and time.monotonic() < deadline:
         time.sleep(0.02)

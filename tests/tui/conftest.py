@@ -114,6 +114,8 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.cache_clear()
     # A dialog that nobody asked for waits until nobody types.
     monkeypatch.setattr("localchat.tui.screens.choose._CALM_S", -1)
+    # A hint stays until it was looked for.
+    monkeypatch.setattr("localchat.tui.screens.chat._HINT_S", 3600.0)
     # A title asked for behind an answer would be one more request in every test.
     paths().config.mkdir()
     paths().settings.write_text("titles = false\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("WAYLAND_DISPLAY", "DISPLAY", "TMUX", "STY", "SSH_CONNECTION", "SSH_TTY", "WSL_DISTRO_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(clipboard.sys, "platform", "linux")
-    monkeypatch.setattr(clipboard, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(clipboard, "_PATIENCE_S", 20.0)
     helpers = tmp_path / "helpers"
     helpers.mkdir()
     monkeypatch.setenv("PATH", str(helpers))
@@ -101,6 +103,13 @@ async def test_where_one_helper_fails_the_next_one_is_asked(
 ) -> None:
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
     monkeypatch.setenv("DISPLAY", ":0")
+    run = subprocess.run
+
+    def impatient(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        """Only with the one that fails in any case."""
+        return run(command, **{**options, "timeout": 0.5} if command[0] == "wl-copy" else options)
+
+    monkeypatch.setattr(clipboard.subprocess, "run", impatient)
     helper(machine, "wl-copy", does)
     assert (await copied("words"))[0] == TERMINAL
     helper(machine, "xsel")
@@ -111,7 +120,7 @@ async def test_a_helper_that_stays_in_the_background_is_not_waited_for(
     machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISPLAY", ":0")
-    got = helper(machine, "xclip", "/bin/cat > got; /bin/sleep 3 &")
+    got = helper(machine, "xclip", "/bin/cat > got; /bin/sleep 40 &")
     assert (await copied("words"))[0] == "copied with xclip"
     assert got.read_text() == "words"
 

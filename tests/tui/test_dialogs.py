@@ -321,6 +321,7 @@ def test_what_is_invisible_in_a_link_is_named() -> None:
 def desktop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """A machine whose `xdg-open` is the given script; returns the file that it may write to."""
     monkeypatch.setattr(links.sys, "platform", "linux")
+    monkeypatch.setattr(links, "_PATIENCE_S", 60.0)
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin")
 

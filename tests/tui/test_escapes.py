@@ -91,7 +91,7 @@ async def test_while_a_model_is_fetched(bench: Bench) -> None:
 
     def prepare(model: str, tell: Callable[[str], None]) -> None:
         tell(EVERYTHING)
-        seen.wait(20)
+        seen.wait(60)
 
     async with bench.app(prepare=prepare, model=EVERYTHING).run_test(size=(90, 30)) as pilot:
         await bench.ask(pilot, "go")

@@ -26,7 +26,7 @@ def drafts() -> list[str]:
 def hold_the_disk(bench: Bench) -> threading.Event:
     """Have the keeper busy until the event is set, as on a slow disk."""
     release = threading.Event()
-    bench.current.keeper.call(lambda chats: release.wait(20))
+    bench.current.keeper.call(lambda chats: release.wait(60))
     return release
 
 

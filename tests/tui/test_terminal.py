@@ -18,7 +18,9 @@ import psutil
 import pytest
 from fake_engine import FakeEngine, say, wait
 
+from localchat.chats.records import Draft, Node
 from localchat.chats.store import Chats
+from tests.conftest import wait_for
 
 CHAT = """
 import sys
@@ -28,7 +30,7 @@ run(engine_at(sys.argv[1]))
 """
 
 
-def read_until(master: int, wanted: bytes, seconds: float = 30.0) -> bytes:
+def read_until(master: int, wanted: bytes, seconds: float = 60.0) -> bytes:
     """What the chat has drawn, up to `wanted`."""
     seen = b""
     deadline = time.monotonic() + seconds
@@ -65,8 +67,8 @@ def test_the_terminal_is_restored(end: str, tmp_path: Path) -> None:
             seen = read_until(master, b"\x1b[?1049l")
             if b"\x1b[?25h" not in seen:
                 seen += read_until(master, b"\x1b[?25h")
-            assert chat.wait(20) == (0 if end == "ctrl+q" else 128 + getattr(signal, end))
-            assert engine.closed_early.wait(10)
+            assert chat.wait(60) == (0 if end == "ctrl+q" else 128 + getattr(signal, end))
+            assert engine.closed_early.wait(60)
         finally:
             chat.kill()
             chat.wait()
@@ -103,26 +105,32 @@ def chat_at(engine: FakeEngine, home: Path, typed: bytes = b"") -> Iterator[tupl
         os.close(slave)
 
 
+def last_chat(home: Path) -> tuple[list[Node], Draft]:
+    """The messages of the last chat, and what was typed there, as another program sees them on disk."""
+    chats = Chats(home / "chats" / "chats.db")
+    try:
+        last = chats.latest("chat")
+        return (chats.tree(last.id).path(), chats.draft(last.id)) if last else ([], Draft())
+    finally:
+        chats.close()
+
+
 def test_a_chat_that_is_killed_loses_nothing(tmp_path: Path) -> None:
     with FakeEngine() as engine, chat_at(engine, tmp_path) as (master, chat):
         engine.script(say("HALF AN"), wait("never"))
         os.write(master, b"my words\r")
         read_until(master, b"HALF AN")
-        # What was shown is on disk a second later at most.
-        time.sleep(1.0)
+        # What is shown reaches the disk by itself, without anything else that happens.
+        wait_for(lambda: last_chat(tmp_path)[0][-1].message.text() == "HALF AN")
         os.write(master, b"unsent")
         read_until(master, b"unsent")
-        time.sleep(1.0)
+        wait_for(lambda: last_chat(tmp_path)[1].text == "unsent")
         chat.kill()
         chat.wait()
-        chats = Chats(tmp_path / "chats" / "chats.db")
-        last = chats.latest("chat")
-        assert last
-        question, answer = chats.tree(last.id).path()
+        (question, answer), draft = last_chat(tmp_path)
         assert question.message.text() == "my words"
         assert (answer.message.text(), answer.state) == ("HALF AN", "broken")
-        assert chats.draft(last.id).text == "unsent"
-        chats.close()
+        assert draft.text == "unsent"
 
 
 def test_what_is_typed_before_the_screen_is_there_is_not_lost(tmp_path: Path) -> None:
