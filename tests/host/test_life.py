@@ -107,6 +107,15 @@ def test_a_host_leaves_when_nobody_asks(home: Path, talker: Path) -> None:
     ask(talker, home)
 
 
+def test_a_host_whose_socket_was_removed_makes_way(home: Path, talker: Path) -> None:
+    ask(talker, home)
+    pid = pid_of(home)
+    (home / "run" / "host.sock").unlink()
+    ask(talker, home)
+    assert pid_of(home) != pid
+    wait_for(lambda: not is_alive(pid))
+
+
 def test_a_host_does_not_leave_in_mid_answer(home: Path, talker: Path) -> None:
     home.mkdir()
     (home / "settings.toml").write_text("idle = 1\n")

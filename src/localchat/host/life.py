@@ -21,7 +21,8 @@ class Life:
     """Counts requests, and decides when the host ends. Used on the event loop only.
 
     `idle_limit`: seconds without a request after which it ends, or None to stay. `on_make_way` stops listening and
-    gives up the lock at once, while running answers go on. `leaving`: nothing new is taken any more.
+    gives up the lock at once, while running answers go on. `is_reachable` tells whether clients still find it: one that
+    was started on demand makes way where they do not. `leaving`: nothing new is taken any more.
     """
 
     def __init__(self, address: str, idle_limit: float | None, on_demand: bool) -> None:
@@ -34,6 +35,7 @@ class Life:
         self.leaving = False
         self._ended = asyncio.Event()
         self.on_make_way: Callable[[], None] = lambda: None
+        self.is_reachable: Callable[[], bool] = lambda: True
 
     def enter(self) -> Callable[[], None]:
         """Count a request as running until the returned function is called (once or more often).
@@ -74,6 +76,9 @@ class Life:
         while not self._ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), _WATCH_EVERY_S)
+            # A log-out, or who tidies up, may remove the folder of the socket; the next client starts another host.
+            if self._on_demand and not self.leaving and not self.is_reachable():
+                self.make_way()
             left = self._leaves_in()
             if left is not None and left <= 0:
                 self.leaving = True

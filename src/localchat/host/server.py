@@ -81,6 +81,8 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
         lock.release()
 
     life.on_make_way = make_way
+    bound = _inode(socket_path)
+    life.is_reachable = lambda: _inode(socket_path) == bound
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, life.stop)
@@ -96,6 +98,14 @@ async def _serve(engine: Engine, options: HostOptions, lock: FileLock) -> None:
     await asyncio.to_thread(engine.close)
     server.should_exit = True
     await serving
+
+
+def _inode(path: Path) -> int:
+    """That of a file; 0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _listen_unix(path: Path) -> socket.socket:
