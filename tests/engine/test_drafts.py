@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +25,7 @@ from localchat.engine.text import Piece
 from localchat.errors import LocalchatError
 from localchat.protocol import Extras, Message
 from tests.engine.reference import Reference
-from tests.engine.test_scheduler import Ask, Judge, folder, idle, judge, tiny  # noqa: F401  (fixtures)
+from tests.engine.test_scheduler import Ask, Held, Judge, folder, idle, judge, tiny  # noqa: F401  (fixtures)
 from tests.tiny_models import CHATML, END, LETTERS, write_model
 
 # The lookup
@@ -442,12 +441,13 @@ def test_cancelled_in_the_middle_of_a_draft_the_next_answer_is_right(
     judge: Judge,  # noqa: F811
 ) -> None:
     foresee(tiny, "hello there", max_tokens=1500)
-    for _ in range(3):
-        ask = Ask(engine, tiny, "hello there", max_tokens=1500)
-        ask.wait_for(Piece)
-        time.sleep(0.02)
-        ask.cancel()
-        idle(engine)
+    for drafted in (1, 5, LONGEST):
+        ask = Held(engine, tiny, "hello there", max_tokens=1500)
+        ask.wait()
+        with pytest.MonkeyPatch.context() as patch:
+            ask.cancel_in_mid_batch(patch, 1 + drafted)
+            ask.let_go()
+            idle(engine)
         assert not ask.numbers(Finished)
         after = Ask(engine, tiny, "hello there", max_tokens=40)
         after.end()
@@ -516,8 +516,9 @@ def test_one_answer_that_stumbles_ends_alone(
 ) -> None:
     foresee(tiny, "hello there", max_tokens=400)
     piece, stumbled = Model.piece, threading.Event()
-    good = Ask(engine, tiny, "hello there", max_tokens=400)
-    bad = Ask(engine, tiny, "another", max_tokens=400)
+    good = Held(engine, tiny, "hello there", max_tokens=400)
+    bad = Held(engine, tiny, "another", max_tokens=400)
+    good.let_go()
 
     def broken(model: Model, token: int) -> bytes:
         if bad.job.generated > 3 and bad.job.sampler and not stumbled.is_set() and engine._running.jobs[-1] is bad.job:
@@ -525,8 +526,9 @@ def test_one_answer_that_stumbles_ends_alone(
             raise ValueError("no such piece")
         return piece(model, token)
 
-    bad.wait_for(Piece)
+    bad.wait()
     monkeypatch.setattr(Model, "piece", broken)
+    bad.let_go()
     ended = [ask for ask in (good, bad) if isinstance(ask.wait_for(Finished, LocalchatError), LocalchatError)]
     assert len(ended) == 1
     other = good if ended[0] is bad else bad

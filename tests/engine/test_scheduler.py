@@ -117,6 +117,43 @@ class Ask:
     def cancel(self) -> None:
         self.engine.cancel(self.job)
 
+    def cancel_in_mid_batch(self, patch: pytest.MonkeyPatch, least: int = 1) -> None:
+        """Have it cancelled while the next batch of at least so many tokens is computed."""
+        decode = resident.Context.decode
+
+        def cancelled(context: resident.Context) -> None:
+            if context._batch.n_tokens >= least:
+                self.cancel()
+            decode(context)
+
+        patch.setattr(resident.Context, "decode", cancelled)
+
+
+class Held(Ask):
+    """The engine stands still at the first event of a kind, or stage, until this is let go: however late the test's
+    thread comes, that is when it acts.
+    """
+
+    def __init__(
+        self, engine: Engine, model: Path | ModelSpec, *turns: str | Message, at: type | str = Piece, **options: object
+    ) -> None:
+        self._at = at
+        self._reached, self._gate = threading.Event(), threading.Event()
+        super().__init__(engine, model, *turns, sink=self._hold, **options)
+
+    def _hold(self, event: Event) -> None:
+        if isinstance(event, self._at) if isinstance(self._at, type) else getattr(event, "stage", "") == self._at:
+            self._reached.set()
+            self._gate.wait(LONG_S)
+            self._gate.set()
+
+    def wait(self) -> None:
+        """Wait until the engine stands still."""
+        assert self._reached.wait(LONG_S), f"nothing but {self.events[-3:]}"
+
+    def let_go(self) -> None:
+        self._gate.set()
+
 
 Judge = Callable[[Ask], bool]
 
@@ -299,9 +336,10 @@ def test_the_makers_sampling_is_used_where_the_person_says_nothing(engine: Engin
 def test_two_requests_at_once_both_progress(starter: Path) -> None:
     engine = Engine(1)
     try:
-        first = Ask(engine, starter, "Count from one to one thousand.", max_tokens=120)
-        first.wait_for(Piece)
+        first = Held(engine, starter, "Count from one to one thousand.", max_tokens=120)
+        first.wait()
         second = Ask(engine, starter, "Write a long story.", max_tokens=40)
+        first.let_go()
         second.end()
         first.end()
         mine, theirs = first.numbers(Piece), second.numbers(Piece)
@@ -321,12 +359,16 @@ def test_more_requests_than_sequences_all_get_their_own_answer(engine: Engine, t
         assert judge(asks[n])
 
 
-def test_a_short_question_does_not_wait_for_a_long_prompt_to_be_read(starter: Path) -> None:
+def test_a_short_question_does_not_wait_for_a_long_prompt_to_be_read(
+    starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running_module, "_BITE_WHILE_ANSWERING_S", 0.01)  # many bites on a fast machine too
     engine = Engine(1)
     try:
-        talking = Ask(engine, starter, "Count to one hundred.", max_tokens=400)
-        talking.wait_for(Piece)
+        talking = Held(engine, starter, "Count to one hundred.", max_tokens=400)
+        talking.wait()
         reading = Ask(engine, starter, "word " * 300, max_tokens=1)
+        talking.let_go()
         reading.end()
         began = next(number for number, event in reading.events if getattr(event, "stage", "") == "reading")
         # While the prompt was being read, the answer in progress went on.
@@ -344,17 +386,11 @@ def test_who_is_watched_gets_a_token_after_every_bite_of_anothers_prompt(
     """One of many gives way: all are sooner through."""
     monkeypatch.setattr(running_module, "_BITE_WHILE_ANSWERING_S", 0.0)
     monkeypatch.setattr(running_module, "_BITE_S", 1e6)
-    gate = threading.Event()
-
-    def hold(event: Event) -> None:
-        if isinstance(event, Piece):
-            gate.wait(LONG_S)
-
     extras = Extras(patient=patient)
-    answering = Ask(fresh, tiny, "hello", max_tokens=200, localchat=extras, sink=hold)
-    answering.wait_for(Piece)
+    answering = Held(fresh, tiny, "hello", max_tokens=200, localchat=extras)
+    answering.wait()
     reading = Ask(fresh, tiny, "x" * 500, max_tokens=1, localchat=extras)
-    gate.set()
+    answering.let_go()
     first = reading.wait_for(Piece) and reading.numbers(Piece)[0]
     before = sum(number < first for number in answering.numbers(Piece))
     assert before <= 5 if patient else before >= 500 // running_module._MIN_BITE_WHILE_ANSWERING
@@ -379,7 +415,9 @@ def test_two_long_prompts_that_had_to_wait_for_each_other_do_so_only_once(
     if not can_move:
         monkeypatch.setattr(resident.Resident, "grow", lambda self, n_ctx: False)
     for letters in ("ab", "cd"):
-        asks = [Ask(fresh, tiny, letter * 500, max_tokens=400) for letter in letters]
+        asks = [Held(fresh, tiny, letter * 500, max_tokens=400) for letter in letters]
+        for ask in asks:
+            ask.let_go()
         for ask in asks:
             assert len(ask.text) == 400
             assert judge(ask)
@@ -399,16 +437,16 @@ def test_who_was_let_in_by_a_wrong_sum_waits_until_another_has_ended(
 
 
 def test_everybody_who_waits_is_told(engine: Engine, tiny: Path, other: Path) -> None:
-    running = Ask(engine, tiny, "hello", max_tokens=1000)
-    running.wait_for(Piece)
+    running = Held(engine, tiny, "hello", max_tokens=1000)
+    running.wait()
     waiting = [Ask(engine, other, "hello", max_tokens=5) for _ in range(3)]
+    running.let_go()
     for ask in waiting:
         event = ask.wait_for(Progress)
         assert isinstance(event, Progress)
         assert event.stage == "queued"
-        assert not running.numbers(Finished)
-    for ask in waiting:
         ask.end()
+        assert ask.numbers(Progress)[0] < running.numbers(Finished)[0]
 
 
 def test_a_file_that_was_replaced_is_loaded_anew(engine: Engine, tmp_path: Path, judge: Judge) -> None:
@@ -425,11 +463,20 @@ def test_a_file_that_was_replaced_is_loaded_anew(engine: Engine, tmp_path: Path,
 # Cancelling (the threat model's T15)
 
 
-def test_a_request_cancelled_in_mid_answer_ends_without_a_word(engine: Engine, tiny: Path, judge: Judge) -> None:
-    ask = Ask(engine, tiny, "hello", max_tokens=1900)
-    ask.wait_for(Piece)
-    ask.cancel()
-    idle(engine)
+@pytest.mark.parametrize("where", ["between two tokens", "in the middle of one"])
+def test_a_request_cancelled_in_mid_answer_ends_without_a_word(
+    engine: Engine, tiny: Path, judge: Judge, where: str
+) -> None:
+    ask = Held(engine, tiny, "hello", max_tokens=1900)
+    ask.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "between two tokens":
+            ask.cancel()
+        else:
+            ask.cancel_in_mid_batch(patch)
+        ask.let_go()
+        idle(engine)
+    assert len(ask.so_far) == 1
     assert not ask.numbers(Finished)
     assert judge(ask)
     after = Ask(engine, tiny, "hello", max_tokens=20)
@@ -441,17 +488,14 @@ def test_cancelling_a_real_model_frees_the_engine_soon(starter: Path) -> None:
     engine = Engine(2)
     try:
         waits = []
-        for prompt, kind in (("Count to one thousand.", Piece), ("word " * 1700, Progress)) * 3:
-            ask = Ask(engine, starter, f"{len(waits)} {prompt}", max_tokens=300)
-            if kind is Progress:
-                while not any(isinstance(e, Progress) and e.stage == "reading" for _, e in ask.events):
-                    assert not ask.numbers(Finished)
-                    time.sleep(0.01)
-            else:
-                ask.wait_for(kind)
-            began = time.monotonic()
-            ask.cancel()
-            idle(engine)
+        for prompt, at in (("Count to one thousand.", Piece), ("word " * 1700, "reading")) * 3:
+            ask = Held(engine, starter, f"{len(waits)} {prompt}", max_tokens=300, at=at)
+            ask.wait()
+            with pytest.MonkeyPatch.context() as patch:
+                ask.cancel_in_mid_batch(patch)
+                began = time.monotonic()
+                ask.let_go()
+                idle(engine)
             waits.append(time.monotonic() - began)
             assert not ask.numbers(Finished)
         # An unlucky scheduler may cost one wait or two, never most of them.
@@ -472,9 +516,11 @@ def test_cancelling_one_request_leaves_the_others_their_text(engine: Engine, tin
 
 
 def test_a_request_cancelled_in_the_queue_never_begins(engine: Engine, tiny: Path, other: Path) -> None:
-    running = Ask(engine, tiny, "hello", max_tokens=600)
+    running = Held(engine, tiny, "hello", max_tokens=600)
+    running.wait()
     waiting = Ask(engine, other, "hello", max_tokens=5)
     waiting.cancel()
+    running.let_go()
     running.end()
     idle(engine)
     assert not waiting.events
@@ -487,13 +533,15 @@ def test_the_computation_is_stopped_only_where_that_costs_nobody_else(
     stops: list[resident.Resident] = []
     monkeypatch.setattr(resident.Resident, "abort", lambda self: stops.append(self))
     model = request.getfixturevalue(kind)
-    steady, running = (Ask(engine, model, prompt, max_tokens=1000) for prompt in ("hello", "you"))
+    steady, running = (Held(engine, model, prompt, max_tokens=1000) for prompt in ("hello", "you"))
+    steady.let_go()
     waiting = Ask(engine, request.getfixturevalue("other"), "hello", max_tokens=5)
-    running.wait_for(Piece)
+    running.wait()
     waiting.cancel()
     assert not stops
     running.cancel()
     assert len(stops) == (kind == "tiny")
+    running.let_go()
     assert steady.end().usage.completion_tokens == 1000
 
 
@@ -558,15 +606,14 @@ def test_a_fork_of_an_idle_conversation_keeps_both(fresh: Engine, tiny: Path, ju
 
 def test_a_fork_of_a_running_conversation_shares_its_beginning(fresh: Engine, tiny: Path, judge: Judge) -> None:
     prompt = "p" * 300
-    running = Ask(fresh, tiny, prompt, max_tokens=1200)
-    running.wait_for(Piece)
+    running = Held(fresh, tiny, prompt, max_tokens=1200)
+    running.wait()
     fork = Ask(fresh, tiny, prompt + "x", max_tokens=40)
-    end = fork.end()
-    assert not running.numbers(Finished)
-    assert end.report.cached_tokens == len("<user\n") + 300
-    fork.end()
+    running.let_go()
+    assert fork.end().report.cached_tokens == len("<user\n") + 300
     assert judge(fork)
     running.end()
+    assert fork.numbers(Finished)[0] < running.numbers(Finished)[0]
     assert judge(running)
 
 
@@ -754,12 +801,13 @@ def test_the_window_grows_for_a_long_prompt_and_the_conversation_stays_known(
 
 @pytest.mark.usefixtures("small_start")
 def test_a_large_allowance_makes_no_large_window(fresh: Engine, tiny: Path) -> None:
-    ask = Ask(fresh, tiny, "hello", max_tokens=2000)
-    ask.wait_for(Piece)
+    ask = Held(fresh, tiny, "hello", max_tokens=2000)
+    ask.wait()
     loaded = fresh.loaded()
+    ask.cancel()
+    ask.let_go()
     assert loaded
     assert loaded.context <= 1024
-    ask.cancel()
 
 
 @pytest.mark.usefixtures("small_start")
@@ -837,9 +885,10 @@ def test_where_memory_forbids_a_larger_window_the_answer_ends_there(
     fresh: Engine, tiny: Path, small_start: None, monkeypatch: pytest.MonkeyPatch, judge: Judge
 ) -> None:
     monkeypatch.setattr(seats, "ANSWER_RESERVE", 16)
-    ask = Ask(fresh, tiny, "hello")
-    ask.wait_for(Piece)
+    ask = Held(fresh, tiny, "hello")
+    ask.wait()
     monkeypatch.setattr(resident, "available_memory", lambda: 0)
+    ask.let_go()
     end = ask.end()
     assert end.reason == "length"
     assert 256 <= end.usage.total_tokens < 2048
@@ -993,10 +1042,11 @@ def test_a_listener_that_raises_ends_its_own_request_only(engine: Engine, tiny: 
 def test_an_unforeseen_error_in_a_step_ends_what_runs_and_the_next_request_works(
     engine: Engine, tiny: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge
 ) -> None:
-    ask = Ask(engine, tiny, "hello", max_tokens=1900)
-    ask.wait_for(Piece)
+    ask = Held(engine, tiny, "hello", max_tokens=1900)
+    ask.wait()
     with monkeypatch.context() as patch:
         patch.setattr(resident.Context, "begin", lambda self: 1 // 0)
+        ask.let_go()
         with pytest.raises(LocalchatError, match="ZeroDivisionError"):
             ask.end()
     after = Ask(engine, tiny, "hello", max_tokens=20)
@@ -1034,7 +1084,12 @@ def test_a_future_that_nobody_waits_for_any_more_troubles_nobody(engine: Engine,
 
 def test_closing_fails_what_is_on_its_way_and_takes_nothing_more(tiny: Path, other: Path) -> None:
     engine = Engine(1)
-    running = Ask(engine, tiny, "hello", max_tokens=1900)
+
+    def hold(event: Event) -> None:
+        while isinstance(event, Piece) and not engine._closing:
+            time.sleep(0.001)
+
+    running = Ask(engine, tiny, "hello", max_tokens=1900, sink=hold)
     running.wait_for(Piece)
     waiting = Ask(engine, other, "hello")
     loading = engine.load(ModelSpec("other", other))
