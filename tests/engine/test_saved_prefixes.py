@@ -59,13 +59,24 @@ Open = Callable[[], Engine]
 
 
 @pytest.fixture
-def reopen(tmp_path: Path) -> Iterator[Open]:
-    """An engine as after a restart: the one before it is closed, and has saved what it read."""
+def reopen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """An engine as after a restart: the one before it is closed, and has saved what it read, however slow the machine
+    is just now.
+    """
+    for module, limit in (
+        (saved_prefixes, "_LOADING_S"),
+        (saved_prefixes, "_RESCUE_S"),
+        (resident, "_SAVING_S"),
+        (scheduler, "_LAST_SAVING_S"),
+    ):
+        monkeypatch.setattr(module, limit, LONG_S)
+    monkeypatch.setattr(Engine._unload, "__defaults__", (LONG_S,))
     engines: list[Engine] = []
 
     def reopened() -> Engine:
         if engines:
             engines[-1].close()
+            engines[-1]._thread.join(LONG_S)
         engines.append(Engine(1, saver=PrefixSaver(tmp_path / "prefixes", CAP)))
         return engines[-1]
 
@@ -95,6 +106,14 @@ class Answer:
         self.text = "".join(event.content for event in events if isinstance(event, Piece))
         self.report, self.prompt = end.report, end.usage.prompt_tokens
         self.cached = end.report.cached_tokens or 0
+
+
+def written(engine: Engine) -> None:
+    """Wait until all that was to be saved is on disk."""
+    deadline = time.monotonic() + LONG_S
+    while engine._saver and not engine._saver.is_empty:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def text_of(length: int, seed: int = 1) -> str:
@@ -180,8 +199,10 @@ def test_what_a_larger_window_would_lose_and_another_model_is_saved(
     Answer(engine, tiny, short, tokens=1)
     Answer(engine, tiny, text_of(90, seed=3), tokens=1)
     Answer(engine, tiny, text_of(600, seed=2), tokens=1)
+    written(engine)
     assert Answer(engine, tiny, short).report.restored_from == "disk"
     Answer(engine, spec_of(models("gemma3")), "hello")
+    written(engine)
     assert Answer(engine, tiny, short).report.restored_from == "disk"
 
 
@@ -345,6 +366,7 @@ def test_what_is_dear_is_saved_before_it_is_forgotten(
     Answer(engine, tiny, question, tokens=1)
     for seed in range(2, 20):  # more conversations than sequences
         Answer(engine, tiny, text_of(40, seed), tokens=1)
+    written(engine)
     assert Answer(engine, tiny, question, tokens=1).report.restored_from == "disk"
 
 
