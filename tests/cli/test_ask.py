@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from localchat import protocol
-from tests.conftest import STARTER, run_cli, start_cli
+from tests.cli.patient import run_patiently, start_patiently
+from tests.conftest import STARTER, run_cli
 from tests.fake_engine import (
     MODEL,
     FakeEngine,
@@ -58,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ask(engine: FakeEngine, *arguments: str, home: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return run_cli("ask", "--engine", engine.url, *arguments, home=home, **options)
+    return run_patiently("ask", "--engine", engine.url, *arguments, home=home, **options)
 
 
 def asked(engine: FakeEngine) -> str:
@@ -71,7 +72,7 @@ def asked(engine: FakeEngine) -> str:
 
 def test_the_answer_is_streamed_as_it_comes(engine: FakeEngine, folder: Path) -> None:
     engine.script(say("Hello "), wait("go"), say("you."))
-    running = start_cli("ask", "--engine", engine.url, "hi", home=folder)
+    running = start_patiently("ask", "--engine", engine.url, "hi", home=folder)
     assert running.stdout
     assert os.read(running.stdout.fileno(), 100) == b"Hello "
     assert running.poll() is None
@@ -134,7 +135,7 @@ def test_words_without_quotes_are_one_prompt(engine: FakeEngine, folder: Path) -
 @pytest.mark.parametrize("arguments", [("two words",), ("-m", "x", "hi"), ("-s", "be brief", "hi there")])
 def test_ask_need_not_be_typed(engine: FakeEngine, folder: Path, arguments: tuple[str, ...]) -> None:
     engine.script(say("ok"))
-    done = run_cli(*arguments, "--engine", engine.url, home=folder)
+    done = run_patiently(*arguments, "--engine", engine.url, home=folder)
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
     assert asked(engine) == arguments[-1]
 
@@ -143,7 +144,7 @@ def test_a_pipe_alone_asks(engine: FakeEngine, folder: Path) -> None:
     engine.script(say("ok"))
     folder.mkdir()
     (folder / "settings.toml").write_text(f'engine = "{engine.url}"\n')
-    done = run_cli(home=folder, input="hi\n")
+    done = run_patiently(home=folder, input="hi\n")
     assert (done.stdout, done.stderr, done.returncode) == ("ok\n", "", 0)
     assert asked(engine) == "hi"
 
@@ -292,7 +293,7 @@ def test_extract_without_a_code_block_fails_and_loses_nothing(
 
 
 def test_json_has_exactly_the_promised_shape(warm: Path) -> None:
-    done = run_cli("ask", *SHORT, "--json", "--seed", "5", "Say hi", home=warm)
+    done = run_patiently("ask", *SHORT, "--json", "--seed", "5", "Say hi", home=warm)
     assert (done.stderr, done.returncode) == ("", 0)
     answer = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
@@ -381,14 +382,14 @@ def test_stderr_is_silent_where_it_is_no_terminal(engine: FakeEngine, folder: Pa
 
 
 def test_the_starter_answers(warm: Path) -> None:
-    done = run_cli("ask", *SHORT, "What is the capital of France?", home=warm)
+    done = run_patiently("ask", *SHORT, "What is the capital of France?", home=warm)
     assert (done.stderr, done.returncode) == ("", 0)
     assert done.stdout.strip() and "\x1b" not in done.stdout
 
 
 def test_a_model_can_be_named_or_given_as_a_path(warm: Path, starter: Path) -> None:
     for name in (f"{STARTER}:q4_1", os.path.relpath(starter)):
-        done = run_cli("-m", name, *SHORT, "say hi", home=warm)
+        done = run_patiently("-m", name, *SHORT, "say hi", home=warm)
         assert (done.stderr, done.returncode) == ("", 0)
         assert done.stdout.strip()
 
@@ -482,7 +483,8 @@ def test_thinking_is_dim_on_a_terminal(engine: FakeEngine, folder: Path) -> None
 
 def test_a_long_prompt_shows_how_far_reading_is(warm: Path, tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
-    file.write_text("".join(f"Line {number} tells of foxes and owls.\n" for number in range(14)))
+    # More than any machine reads in one step.
+    file.write_text("".join(f"Line {number} tells of foxes and owls.\n" for number in range(140)))
     terminal = Terminal("ask", *SHORT, "-f", str(file), "Who?", home=warm)
     assert terminal.end() == 0
     assert b"reading the prompt: " in terminal.output

@@ -161,7 +161,14 @@ def test_no_more_lines_are_read_than_can_wait(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_more_are_asked_at_a_time_than_was_said() -> None:
-    engine, output = LocalEngine(lambda prompt: time.sleep(0.01) or prompt), Collected()
+    together = threading.Barrier(3)
+
+    def first_ones_meet(prompt: str) -> str:
+        if prompt in ("p0", "p1", "p2"):
+            together.wait(60)
+        return prompt
+
+    engine, output = LocalEngine(first_ones_meet), Collected()
     run, _ = a_run(engine, output, parallel=3)
     run.follow(lines(30))
     assert engine.most == 3 and len(output.lines) == 30

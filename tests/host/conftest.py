@@ -37,4 +37,4 @@ def server(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Iterator[
     assert listening, said
     yield Server(home, int(listening[1]), token)
     running.terminate()
-    running.communicate(timeout=20)
+    running.communicate(timeout=60)

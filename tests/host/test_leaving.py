@@ -48,7 +48,7 @@ def test_a_client_that_meets_a_foreground_host_in_its_start_uses_it(home: Path, 
     if serving.poll() is None:  # the client's own may have been first, and then this one says so
         assert status["pid"] == serving.pid
         serving.terminate()
-    serving.communicate(timeout=20)
+    serving.communicate(timeout=60)
 
 
 def test_a_detached_host_waits_for_one_that_starts_and_is_ready_once_that_listens(empty_home: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_detached_host_waits_for_one_that_starts_and_is_ready_once_that_listen
         assert host.stderr and b"localchat host" in host.stderr.readline()
         with listening(ignores), os.fdopen(reading) as pipe:
             assert pipe.read() == "ok"
-            assert host.communicate(timeout=10) == (None, b"") and host.returncode == 0
+            assert host.communicate(timeout=60) == (None, b"") and host.returncode == 0
 
 
 def test_a_foreground_host_refuses_where_another_listens(empty_home: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_host_whose_engine_has_died_ends(home: Path, model: Path) -> None:
     wait_for(lambda: status_of(home))
     done = run_cli("ask", "-m", str(model), "--max-tokens", "4", "hi", home=home)
     assert done.returncode == 7 and done.stderr.startswith("localchat: the engine")
-    host.communicate(timeout=20)
+    host.communicate(timeout=60)
     assert "nobody foresaw this" in (home / "host.log").read_text()
     again = run_cli("ask", "-m", str(model), "--max-tokens", "4", "hi", home=home)
     assert (again.returncode, again.stderr) == (0, "")

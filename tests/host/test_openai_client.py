@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import openai
 import pytest
 
 from tests.conftest import STARTER, status_of, wait_for
 from tests.host.conftest import Server
+from tests.tiny_models import LETTERS, write_model
 
 
 @pytest.fixture
@@ -153,12 +156,15 @@ def test_n_of_one_and_fields_of_hosted_services_are_fine(client: openai.OpenAI) 
     assert done.choices
 
 
-def test_leaving_in_mid_answer_frees_the_engine(client: openai.OpenAI, server: Server) -> None:
-
-    stream = client.chat.completions.create(model=STARTER, messages=QUESTION, stream=True, seed=1)
+def test_leaving_in_mid_answer_frees_the_engine(client: openai.OpenAI, server: Server, tmp_path: Path) -> None:
+    endless = write_model(tmp_path / "endless.gguf", speaks=LETTERS, context=1 << 16, layers=4, width=256)
+    stream = client.chat.completions.create(model=str(endless), messages=QUESTION, stream=True)
     next(iter(stream))
+    before = status_of(server.home)
+    assert before and before["active"] == 1
     stream.close()
-    wait_for(lambda: not (status_of(server.home) or {}).get("active"), seconds=5)
+    after = wait_for(lambda: (status := status_of(server.home)) and not status.get("active") and status, seconds=60)
+    assert after.get("answered") == before.get("answered"), "it was not answered to its end"
 
 
 async def test_the_asynchronous_client_too(server: Server) -> None:

@@ -83,7 +83,7 @@ def test_a_host_listens_before_it_verifies_anything(empty_home: Path) -> None:
     assert "model" not in status and not record.exists()
     assert json.loads(run_cli("status", "--json", home=empty_home).stdout)["pid"] == serving.pid
     serving.terminate()
-    serving.communicate(timeout=20)
+    serving.communicate(timeout=60)
 
 
 def test_a_catalogue_that_is_edited_is_seen_by_a_running_host(empty_home: Path) -> None:
