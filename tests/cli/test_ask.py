@@ -483,10 +483,10 @@ def test_thinking_is_dim_on_a_terminal(engine: FakeEngine, folder: Path) -> None
 
 def test_a_long_prompt_shows_how_far_reading_is(warm: Path, tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
-    # More than any machine reads in one step.
-    file.write_text("".join(f"Line {number} tells of foxes and owls.\n" for number in range(140)))
+    # More than 512 tokens: no machine reads that in one step.
+    file.write_text("".join(f"Line {number} tells of foxes and owls.\n" for number in range(55)))
     terminal = Terminal("ask", *SHORT, "-f", str(file), "Who?", home=warm)
-    assert terminal.end() == 0
+    assert terminal.end(180) == 0
     assert b"reading the prompt: " in terminal.output
     assert "reading" not in terminal.screen() and terminal.screen().strip()
 

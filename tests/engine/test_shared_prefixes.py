@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from localchat.engine import job, resident
-from localchat.engine.job import Job
+from localchat.engine.job import Event, Job
 from localchat.engine.running import Running
 from localchat.engine.sampling import Sampler
 from localchat.engine.scheduler import Engine
@@ -17,7 +18,7 @@ from localchat.engine.text import Piece
 from localchat.errors import LocalchatError
 from localchat.protocol import Progress
 from localchat.tuning import SEQUENCES
-from tests.engine.test_scheduler import LONG_S, OVERHEAD, Ask, Judge, idle, judge  # noqa: F401  (a fixture)
+from tests.engine.test_scheduler import LONG_S, OVERHEAD, Ask, Held, Judge, idle, judge  # noqa: F401  (a fixture)
 from tests.tiny_models import LETTERS, write_model
 
 SYSTEM = "you answer briefly and to the point. " * 10
@@ -63,6 +64,14 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Running, "_bite", lambda self, is_watched: 40)
 
 
+def at_once(engine: Engine, model: Path, *prompts: str, max_tokens: int) -> list[Ask]:
+    """Requests of which none is begun with before all are there: the model is not in memory yet."""
+    first = Held(engine, model, prompts[0], max_tokens=max_tokens, at="loading")
+    asks = [first, *(Ask(engine, model, prompt, max_tokens=max_tokens) for prompt in prompts[1:])]
+    first.let_go()
+    return asks
+
+
 def stages(ask: Ask) -> set[str]:
     return {event.stage for _, event in ask.events if isinstance(event, Progress)}
 
@@ -73,7 +82,7 @@ def read_anew(asks: list[Ask]) -> int:
 
 @pytest.mark.parametrize("model", KINDS, indirect=True)
 def test_what_many_prompts_begin_with_is_read_once(engine: Engine, model: Path, judge: Judge) -> None:  # noqa: F811
-    asks = [Ask(engine, model, SYSTEM + f"{n:02}" * 20, max_tokens=25) for n in range(12)]
+    asks = at_once(engine, model, *[SYSTEM + f"{n:02}" * 20 for n in range(12)], max_tokens=25)
     assert all(len(ask.text) == 25 for ask in asks)
     assert read_anew(asks) < len(SYSTEM) + 12 * (40 + OVERHEAD + 16)
     assert all(judge(ask) for ask in asks)
@@ -84,9 +93,8 @@ def test_what_many_prompts_begin_with_is_read_once(engine: Engine, model: Path, 
 
 @pytest.mark.usefixtures("slowly")
 def test_who_shares_nothing_does_not_wait_for_those_who_do(engine: Engine, model: Path) -> None:
-    reader = Ask(engine, model, SYSTEM + "a" * 100, max_tokens=5)
-    sharer = Ask(engine, model, SYSTEM + "b" * 100, max_tokens=5)
-    short = Ask(engine, model, "hello", max_tokens=5)
+    prompts = SYSTEM + "a" * 100, SYSTEM + "b" * 100, "hello"
+    reader, sharer, short = at_once(engine, model, *prompts, max_tokens=5)
     for ask in (reader, sharer, short):
         ask.end()
     assert read_anew([reader, sharer]) < len(SYSTEM) + 2 * (100 + OVERHEAD)
@@ -95,8 +103,7 @@ def test_who_shares_nothing_does_not_wait_for_those_who_do(engine: Engine, model
 
 @pytest.mark.usefixtures("slowly")
 def test_who_shares_little_does_not_wait_either(engine: Engine, model: Path) -> None:
-    reader = Ask(engine, model, "x" * 30 + "a" * 500, max_tokens=5)
-    other = Ask(engine, model, "x" * 30 + "b" * 80, max_tokens=5)
+    reader, other = at_once(engine, model, "x" * 30 + "a" * 500, "x" * 30 + "b" * 80, max_tokens=5)
     other.end()
     reader.end()
     assert other.numbers(Piece)[-1] < reader.numbers(Piece)[0]
@@ -126,8 +133,10 @@ def test_when_the_reader_ends_early_the_next_goes_on_in_its_place(
                 self.cancelled = True
 
     monkeypatch.setattr(Job, "reading", fails)
-    asks = [Ask(engine, model, SYSTEM + f"{n}" * 40, max_tokens=20) for n in range(4)]
-    broken.append(asks[0].job)
+    first = Held(engine, model, SYSTEM + "0" * 40, max_tokens=20, at="loading")
+    asks = [first, *(Ask(engine, model, SYSTEM + f"{n}" * 40, max_tokens=20) for n in range(1, 4))]
+    broken.append(first.job)
+    first.let_go()
     for ask in asks[1:]:
         assert len(ask.text) == 20
         assert judge(ask)
@@ -139,12 +148,8 @@ def test_when_the_reader_ends_early_the_next_goes_on_in_its_place(
 @pytest.mark.usefixtures("slowly")
 def test_nobody_who_waits_for_a_prefix_is_passed_by_one_who_could_take_its_place(engine: Engine, model: Path) -> None:
     """Chains: the second waits for the first, the third for what the second is going to read beyond that."""
-    asks = [
-        Ask(engine, model, SYSTEM + "a" * 40, max_tokens=3),
-        Ask(engine, model, SYSTEM + "b" * 200 + "1" * 30, max_tokens=3),
-        Ask(engine, model, SYSTEM + "b" * 200 + "2" * 30, max_tokens=3),
-        Ask(engine, model, SYSTEM + "b" * 200 + "3" * 30, max_tokens=3),
-    ]
+    prompts = ["a" * 40, "b" * 200 + "1" * 30, "b" * 200 + "2" * 30, "b" * 200 + "3" * 30]
+    asks = at_once(engine, model, *[SYSTEM + prompt for prompt in prompts], max_tokens=3)
     firsts = [ask.end() and ask.numbers(Piece)[0] for ask in asks]
     assert firsts == sorted(firsts)
     assert read_anew(asks) < len(SYSTEM) + 200 + 4 * (40 + OVERHEAD)
@@ -155,11 +160,18 @@ def test_those_who_wait_can_be_cancelled_and_hear_that_they_wait(
     engine: Engine, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "_PROGRESS_EVERY_S", 0.0)
-    asks = [Ask(engine, model, SYSTEM + f"{n}" * 40, max_tokens=5) for n in range(4)]
-    asks[0].wait_for(Piece, Progress)
-    while "reading" not in stages(asks[0]):
-        time.sleep(0.001)
-    asks[2].cancel()
+    all_are_there = threading.Event()
+
+    def sink(event: Event) -> None:
+        stage = getattr(event, "stage", "")
+        if stage == "loading":
+            all_are_there.wait(LONG_S)
+        elif stage == "reading" and not asks[2].job.cancelled:
+            asks[2].cancel()
+
+    asks = [Ask(engine, model, SYSTEM + "0" * 40, max_tokens=5, sink=sink)]
+    asks += [Ask(engine, model, SYSTEM + f"{n}" * 40, max_tokens=5) for n in range(1, 4)]
+    all_are_there.set()
     for ask in (asks[0], asks[1], asks[3]):
         assert len(ask.text) == 5
     assert "queued" in stages(asks[3])
@@ -182,7 +194,7 @@ def test_sixteen_short_prompts_run_side_by_side_in_the_first_window(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Running, "step", counted)
         letters = "abcdefghijklmnop"
-        asks = [Ask(engine, model, letter * (50 - OVERHEAD), max_tokens=64) for letter in letters]
+        asks = at_once(engine, model, *[letter * (50 - OVERHEAD) for letter in letters], max_tokens=64)
         ends = [ask.end() for ask in asks]
     assert [(end.usage.prompt_tokens, end.usage.completion_tokens) for end in ends] == [(50, 64)] * 16
     loaded = engine.loaded()
@@ -200,7 +212,7 @@ def test_the_window_grows_under_those_who_run_and_keeps_what_they_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(resident, "_STARTING_CONTEXT", 768)
-    asks = [Ask(engine, model, SYSTEM + f"{n}" * 60, max_tokens=80) for n in range(8)]
+    asks = at_once(engine, model, *[SYSTEM + f"{n}" * 60 for n in range(8)], max_tokens=80)
     assert all(len(ask.text) == 80 for ask in asks)
     assert all(judge(ask) for ask in asks)
     assert read_anew(asks) < len(SYSTEM) + 8 * (60 + OVERHEAD + 16)
@@ -219,9 +231,10 @@ def test_what_cannot_be_brought_into_the_larger_window_is_read_again(
 ) -> None:
     monkeypatch.setattr(resident, "_STARTING_CONTEXT", 256)
     monkeypatch.setattr(resident.Context, "restore_all", lambda self, state: False)
-    asks = [Ask(engine, model, "x" * 150, max_tokens=100)]
-    asks[0].wait_for(Piece)
-    asks += [Ask(engine, model, f"{n}" * 150, max_tokens=100) for n in range(5)]
+    first = Held(engine, model, "x" * 150, max_tokens=100)
+    first.wait()
+    asks = [first, *(Ask(engine, model, f"{n}" * 150, max_tokens=100) for n in range(5))]
+    first.let_go()
     assert all(len(ask.text) == 100 for ask in asks)
     assert all(judge(ask) for ask in asks)
 
