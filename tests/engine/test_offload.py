@@ -350,14 +350,15 @@ def test_a_computation_that_finds_no_room_goes_on_with_fewer_layers(
     known = Held(engine, model, "a" * 30, max_tokens=20, at=Finished)
     known.wait()
     # From here on another program has what the card needs to compute with.
-    gpu.most_computed = 5
+    gpu.most_computed = 3
     asks = [Ask(engine, model, letter * 100, max_tokens=50) for letter in "bcd"]
     known.let_go()
     for ask in asks:
         ask.end()
         assert is_right(ask)
-    assert gpu.loads == [9, 6, 4]
-    assert loaded(engine).gpu_layers == 4
+    # They stepped aside three times: after two, an order that is turned round each time would be the right one again.
+    assert gpu.loads == [9, 6, 4, 3]
+    assert loaded(engine).gpu_layers == 3
     firsts = [ask.numbers(Piece)[0] for ask in asks]
     assert firsts == sorted(firsts)
     again = Ask(engine, model, "a" * 30, max_tokens=20)
