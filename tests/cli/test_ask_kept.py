@@ -125,7 +125,7 @@ def check_database(home: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_kill_9_loses_no_question_and_a_second_of_the_answer_at_the_most(home: Path, count: int) -> None:
+def test_kill_9_loses_no_question_and_only_the_last_of_the_answer(home: Path, count: int) -> None:
     seed = int(os.environ.get("LOCALCHAT_TEST_SEED") or random.randrange(1 << 32))
     print(f"seed {seed}")
     dice = random.Random(seed)
