@@ -36,6 +36,13 @@ def kept() -> dict[str, bool]:
         chats.close()
 
 
+def searched(bench: Bench) -> bool:
+    """Whether all that stands there was searched for: before that, Enter does so and goes nowhere."""
+    screen = bench.current.screen
+    assert isinstance(screen, FindScreen)
+    return not screen._is_new and not screen._timer
+
+
 @pytest.mark.parametrize("size", [(110, 30), (60, 20)], ids=["beside", "over"])
 async def test_open_rename_pin_delete_and_undo(bench: Bench, size: tuple[int, int]) -> None:
     async with bench.app().run_test(size=size) as pilot:
@@ -93,8 +100,7 @@ async def test_find_and_jump(bench: Bench) -> None:
         await pilot.press("ctrl+f")
         await bench.until(pilot, lambda: isinstance(bench.current.screen, FindScreen))
         await pilot.press(*"basil")
-        # Enter searches where that was not done yet for all that stands there.
-        await bench.until(pilot, lambda: "1 result" in bench.shown and not bench.current.screen._is_new)
+        await bench.until(pilot, lambda: "1 result" in bench.shown and searched(bench))
         await pilot.press("enter")
         await bench.until(pilot, lambda: "Basil, of course." in bench.shown and "scatters" not in bench.shown)
         assert bench.screen.transcript.current.content.text == "Basil, of course."
@@ -105,7 +111,7 @@ async def test_find_with_words_from_the_composer(bench: Bench) -> None:
         await two_chats(bench, pilot)
         await bench.ask(pilot, "/find tomatoes")
         await bench.until(pilot, lambda: isinstance(bench.current.screen, FindScreen))
-        await bench.until(pilot, lambda: "result" in bench.shown)
+        await bench.until(pilot, lambda: "result" in bench.shown and searched(bench))
         assert bench.current.screen.query_one(HitRows).rows[0].title.startswith("Which herb")
         await pilot.press("enter")
         await bench.until(pilot, lambda: "Basil, of course." in bench.shown)
