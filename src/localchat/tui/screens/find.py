@@ -101,7 +101,13 @@ class FindScreen(ModalScreen[Hit | None]):
         self._rows = HitRows(clock)
         self._keys = Static(_KEYS, classes="keys", markup=False)
         self._timer: Timer | None = None
-        self._is_new = bool(words.strip())
+        self._begun = self._found = ""
+        """The words that were searched for last, and those that what is shown was found with."""
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether what is shown is not yet for the words that stand there."""
+        return self._found != self._line.value
 
     def compose(self) -> ComposeResult:
         """The line, what was found, and the keys."""
@@ -114,7 +120,7 @@ class FindScreen(ModalScreen[Hit | None]):
         """Write at once; begin with the words that were brought along."""
         self._say(_HELP)
         self._line.focus()
-        if self._is_new:
+        if self._line.value.strip():
             self._begin()
 
     # What is found.
@@ -122,16 +128,18 @@ class FindScreen(ModalScreen[Hit | None]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search a moment after the last key; what was being searched is of no use any more."""
         event.stop()
-        self._is_new = True
         if self._timer:
             self._timer.stop()
-        self._timer = self.set_timer(_REST_S, self._begin)
+        # The line tells of words that were brought along too, when they are being searched for already.
+        if event.value != self._begun:
+            self._timer = self.set_timer(_REST_S, self._begin)
 
     def _begin(self) -> None:
         if self._timer:
             self._timer.stop()
             self._timer = None
-        self.run_worker(self._find(self._line.value), group="find", exclusive=True)
+        self._begun = self._line.value
+        self.run_worker(self._find(self._begun), group="find", exclusive=True)
 
     async def _find(self, words: str) -> None:
         if not words.strip():
@@ -149,7 +157,7 @@ class FindScreen(ModalScreen[Hit | None]):
                     self._keys.update(Content(f"{count}   {_KEYS}"))
                 else:
                     self._say(f"Nothing found.\n\n{_HELP}")
-        self._is_new = False
+        self._found = words
 
     def _say(self, text: str, style: str = "$muted") -> None:
         self._rows.note = Content.styled(text, style)
