@@ -25,6 +25,7 @@ TEXT_LIMIT_CHARACTERS = 4_000_000
 PDF_LIMIT_S = 30.0
 _PDF_SCRIPT = Path(__file__).with_name("pdf_process.py")
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"}
 _PDF_PROBLEMS = {
     "encrypted": "is protected by a password: save a copy of it without one",
     "scanned": "is a PDF with no text in it, perhaps scanned: run text recognition over it first (`ocrmypdf`)",
@@ -38,6 +39,8 @@ def read(path: Path) -> Attachment:
     name = safe_line(str(path))
     try:
         with opened(path, name) as file:
+            if path.suffix.lower() in _PICTURES:
+                raise UsageError(f"{name} is a picture, and no model is given pictures yet: say in words what it shows")
             size = os.fstat(file.fileno()).st_size
             if size > FILE_LIMIT_BYTES:
                 raise UsageError(f"{name} is too large ({size / 1e6:,.0f} MB): {_too_large()}")

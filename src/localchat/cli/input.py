@@ -7,13 +7,9 @@ from pathlib import Path
 
 from localchat.chats.attachments import read, stream
 from localchat.chats.records import Attachment
-from localchat.errors import UsageError
-from localchat.safe_text import safe_line
 
 _OPEN_FILES = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
 """Where a shell shows what it has opened for a command, as in `-f <(git diff)`: a pipe that somebody writes to."""
-
-_PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"}
 
 
 def compose(words: str, files: tuple[str, ...]) -> tuple[str, list[Attachment]]:
@@ -41,8 +37,4 @@ def _attachment(name: str) -> Attachment:
     if name.startswith(_OPEN_FILES) and path.is_fifo():
         with path.open("rb") as pipe:
             return Attachment(path.name, stream(pipe, name))
-    if path.suffix.lower() in _PICTURES and path.is_file():
-        raise UsageError(
-            f"{safe_line(name)} is a picture, and no model is given pictures yet: say in words what it shows"
-        )
     return read(path)
