@@ -16,6 +16,9 @@ from localchat.prefix_file import Entry, Header, Kind, entry_id
 CHUNK = 256
 """Tokens of a chunk; the last one of a conversation has fewer."""
 
+WORTH = 32
+"""Tokens below which neither saving nor restoring is worth the trouble."""
+
 
 class PrefixIndex:
     """Entries by id, by what they continue, and by what they are. For any thread."""

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localchat.engine.prefix_cache import PrefixCache, Sequence, common_prefix
-from localchat.engine.saved_prefixes import WORTH
+from localchat.prefix_index import WORTH
 from localchat.tuning import SEQUENCES
 
 tokens = st.lists(st.integers(0, 3), max_size=40)

@@ -10,10 +10,7 @@ from typing import NamedTuple, Protocol
 
 from localchat.engine.checkpoints import Checkpoint, Checkpoints, last_within, places
 from localchat.engine.context import Context, State
-
-_WORTH_RESTORING = 32
-"""Tokens that the disk must have beyond what is in memory, for a conversation to come from there whole. No more than
-what `Saved.extend` finds worth it: a sequence that shares cells must not be overwritten by one that has its own."""
+from localchat.prefix_index import WORTH
 
 _WORTH_KEEPING = 64
 """Tokens that a prompt must have in common with a conversation for that to stay until the prompt's turn."""
@@ -298,7 +295,8 @@ class PrefixCache:
     def _comes_whole(self, best: _Reuse, tokens: list[int]) -> bool:
         """Whether a prompt will come from the disk, in cells of its own, though memory knows some of it."""
         saved = self._saved
-        return bool(saved and self.is_stateful and saved.longest(tokens) >= best.length + _WORTH_RESTORING)
+        # As `Saved.extend` goes by: a sequence that shares cells must not be overwritten by one that has its own.
+        return bool(saved and self.is_stateful and saved.longest(tokens) >= best.length + WORTH)
 
     def _reusable(self, sequence: Sequence, tokens: list[int]) -> _Reuse:
         # The last token is always computed anew: its logits choose the first token of the answer.

@@ -19,15 +19,12 @@ from localchat.engine.model import Model
 from localchat.engine.prefix_saver import PrefixSaver
 from localchat.hardware import available_memory
 from localchat.prefix_file import Entry, Header, Kind, entry_id, key_of
-from localchat.prefix_index import CHUNK
+from localchat.prefix_index import CHUNK, WORTH
 from localchat.prefixes import PrefixStore
 
 if TYPE_CHECKING:
     from localchat.engine.job import ModelSpec
     from localchat.engine.prefix_cache import Sequence
-
-WORTH = 32
-"""Tokens below which neither saving nor restoring is worth the trouble."""
 
 _READ_AHEAD = 2
 """Pieces that are read and verified while the one before them goes into the KV cache."""
