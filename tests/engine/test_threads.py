@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from localchat.engine import load as load_module
-from localchat.engine.load import NOTHING_KNOWN, LoadMeter, Sample, read_sample
+from localchat.engine.load import NOTHING_KNOWN, LoadMeter, Sample, others_since, read_sample
 from localchat.engine.threads import ThreadController
+from localchat.hardware import usable_cpus
 
 
 class Machine:
@@ -263,3 +264,17 @@ def test_waiting_threads_sleep_soon_unless_the_person_chose_otherwise() -> None:
     assert _spins({}) == "20000"
     assert _spins({"GOMP_SPINCOUNT": "7"}) == "7"
     assert _spins({"OMP_WAIT_POLICY": "passive"}) == "None"
+
+
+def test_what_others_have_had_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = len(usable_cpus())
+    before = Sample(at=10.0, own=1.0, idle=5.0, niced=0.0)
+
+    def others(now: Sample | None) -> float:
+        monkeypatch.setattr(load_module, "read_sample", lambda: now)
+        return others_since(before)
+
+    # Ten seconds of each processor: half for us, a quarter for nobody.
+    assert others(Sample(at=20.0, own=1.0 + 5 * cpus, idle=5.0 + 2.5 * cpus, niced=0.0)) == pytest.approx(0.25)
+    assert others(Sample(at=20.0, own=1.0 + 9 * cpus, idle=5.0 + 2 * cpus, niced=0.0)) == 0.0
+    assert others(None) == others(before) == others_since(None) == 0.0

@@ -65,6 +65,14 @@ def read_sample() -> Sample | None:
     return Sample(time.monotonic(), time.process_time(), idle, niced)
 
 
+def others_since(before: Sample | None) -> float:
+    """The share of the processors' time that other programs have had since, from 0 to 1; 0 where nobody counts it."""
+    now = read_sample()
+    if not before or not now or now.at <= before.at:
+        return 0.0
+    return min(1.0, max(0.0, 1 - _free(before, now) / len(usable_cpus())))
+
+
 def _linux_times(allowed: frozenset[int]) -> tuple[float, float, float]:
     """Idle, niced and other seconds of these processors."""
     idle = niced = busy = found = 0

@@ -10,7 +10,6 @@ bounded by reading and answering less on a slow machine, so that a trial takes a
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import msgspec
 
 from localchat.engine import ceiling
 from localchat.engine.devices import devices
+from localchat.engine.load import others_since, read_sample
 from localchat.engine.model import Model
 from localchat.engine.offload import DeviceFull, Offload
 from localchat.engine.stopwatch import Stopwatch
@@ -91,7 +91,7 @@ class Trial:
         """The largest window, in tokens, that the person's ceiling allows."""
         self._stage, self._stages, self._done, self._steps = 0, 1, 0, 1
         self.model = self._load()
-        self._load_since = _Load()
+        self._loaded = read_sample()
 
     def _load(self) -> Model:
         self.tell({"share": 0.0, "doing": "loading the model"})
@@ -114,7 +114,7 @@ class Trial:
     @property
     def others(self) -> float:
         """The share of the processors' time that other programs have had since the model was loaded."""
-        return self._load_since.others()
+        return others_since(self._loaded)
 
     def plan(self, stages: int) -> None:
         """So many calls of `rounds` are to come."""
@@ -271,31 +271,6 @@ def _bench(trial: Trial, stopwatch: Stopwatch, room: int, used: int, used_prefil
 
 def _at_depth(tokens: int, rates: list[tuple[float, float]]) -> AtDepth:
     return AtDepth(median(read for read, _ in rates), median(said for _, said in rates), tokens)
-
-
-class _Load:
-    """What other programs use of the processors from now on."""
-
-    def __init__(self) -> None:
-        self._began = self._sample()
-
-    def others(self) -> float:
-        """Their share of the processors' time, from 0 to 1."""
-        wall, own, idle = (now - then for now, then in zip(self._sample(), self._began, strict=True))
-        processors = len(self._allowed())
-        return min(1.0, max(0.0, 1 - (own + idle) / max(1e-9, wall * processors)))
-
-    def _sample(self) -> tuple[float, float, float]:
-        import psutil
-
-        allowed = self._allowed()
-        times = [one for cpu, one in enumerate(psutil.cpu_times(percpu=True)) if cpu in allowed]
-        idle = sum(one.idle + getattr(one, "iowait", 0.0) for one in times)
-        return time.monotonic(), time.process_time(), idle
-
-    @staticmethod
-    def _allowed() -> set[int]:
-        return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def now() -> str:
