@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,12 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A home of its own; an engine that was started there is ended."""
+    made = Machine(tmp_path)
+    yield made
+    if (made.home / "host.log").exists():
+        stop_host(made.home)
 
 
 def test_import_a_file(machine: Machine) -> None:
@@ -164,13 +169,10 @@ def test_rm_tells_when_the_engine_holds_it(machine: Machine) -> None:
     path.parent.mkdir(parents=True)
     write_model(path, speaks=LETTERS)
     machine.said("verify")
-    try:
-        assert machine.run("ask", "-m", "a/b", "--max-tokens", "2", "hi").returncode == 0
-        out, _ = machine.said("rm", "--yes", "a/b")
-        assert "localchat stop" in out and not path.exists()
-        assert "no model" in machine.run("ask", "-m", "a/b", "--max-tokens", "2", "hi").stderr
-    finally:
-        stop_host(machine.home)
+    assert machine.run("ask", "-m", "a/b", "--max-tokens", "2", "hi").returncode == 0
+    out, _ = machine.said("rm", "--yes", "a/b")
+    assert "localchat stop" in out and not path.exists()
+    assert "no model" in machine.run("ask", "-m", "a/b", "--max-tokens", "2", "hi").stderr
 
 
 def test_a_model_removed_by_hand(machine: Machine) -> None:
