@@ -289,7 +289,8 @@ class SavedPrefixes:
         chain, covered = store.index.chain(self._key, tokens)
         before = held = len(sequence.tokens)
         restored_ms = 0.0
-        for entry, payload in _read_ahead(store, [entry for entry in chain if entry.end > held], self._spare()):
+        new = [entry for entry in chain if entry.end > held]
+        for entry, payload in _read_ahead(store, new, self._spare()) if new else ():
             if payload is None or not self._put_back(scratch, payload, make_room):
                 break
             is_right = context.positions(scratch) == (entry.header.start, entry.end - 1)
@@ -320,10 +321,10 @@ class SavedPrefixes:
         """The same with a whole state, which takes the place of all that the sequence held."""
         length, whole, checkpoint = self._states(store, tokens)
         used = [entry for entry in (whole, checkpoint) if entry]
-        if sum(entry.size for entry in used) > self._spare():
+        if not whole or sum(entry.size for entry in used) > self._spare():
             return 0, 0.0
         payloads = [payload for entry in used if (payload := store.payload(entry)) is not None]
-        if not whole or len(payloads) < len(used):
+        if len(payloads) < len(used):
             return 0, 0.0
         context = self._context
         is_back = self._put_back(sequence.id, payloads[0], make_room)
@@ -358,10 +359,10 @@ def _read_ahead(store: PrefixStore, entries: list[Entry], room: int) -> Iterator
     """Entries with their payloads, which are read and verified while those before them are put back; no more of them
     at a time than `room` bytes hold, and none where that is not even one.
     """
-    largest = max((entry.size for entry in entries), default=0)
+    largest = max(entry.size for entry in entries)
     if largest > room:
         return
-    most_ahead = min(_READ_AHEAD, room // largest - 1) if largest else 0
+    most_ahead = min(_READ_AHEAD, room // largest - 1)
     if len(entries) < 2 or not most_ahead:
         yield from ((entry, store.payload(entry)) for entry in entries)
         return
