@@ -118,6 +118,10 @@ class LoopbackHub:
         self.files[repo, file] = HubFile(content, commit)
         return self.files[repo, file]
 
+    def address(self, repo: str, file: str) -> str:
+        """Where a file is."""
+        return f"{self.url}/{repo}/resolve/main/{file}"
+
     def asked(self, method: str) -> list[Request]:
         """The requests so far with this method."""
         return [request for request in self.requests if request.method == method]

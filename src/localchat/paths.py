@@ -158,6 +158,14 @@ def _runtime_for(wanted: Path | None, identity: str) -> Path:
     return short if len(os.fsencode(short / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT else Path(_TEMPORARY) / name
 
 
+def check_utf8(path: Path) -> None:
+    """Raise `UsageError` for a path that cannot be said in JSON, which crosses from one process to another."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{safe_line(str(path))} has a name that is no UTF-8 text: rename it") from None
+
+
 def private_folder(folder: Path, *, shared_parent: bool = False) -> Path:
     """Make `folder` (and its parents), for this user only (0700) whatever the umask; return it.
 

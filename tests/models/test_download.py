@@ -372,9 +372,7 @@ def test_a_token_stays_with_its_host(
     offer(tiny)
     with running_hub() as storage:
         storage.add("cdn/x", FILE, tiny)
-        hub.faults.append(
-            Fault("redirect", location=f"{storage.url}/cdn/x/resolve/main/{FILE}", methods=("GET", "HEAD"), times=9)
-        )
+        hub.faults.append(Fault("redirect", location=storage.address("cdn/x", FILE), methods=("GET", "HEAD"), times=9))
         fetched(home, tiny, ensure("tiny"))
         assert all(request.headers["authorization"] == "Bearer hf_secret" for request in hub.requests)
         assert storage.requests and not any("authorization" in request.headers for request in storage.requests)

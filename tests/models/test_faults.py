@@ -244,7 +244,7 @@ class TestSeveralConnections:
         offer(bigger)
         with running_hub() as storage:
             storage.add("cdn/x", FILE, bigger)
-            there = f"{storage.url}/cdn/x/resolve/main/{FILE}"
+            there = storage.address("cdn/x", FILE)
             hub.faults.append(Fault("redirect", location=there, methods=("GET", "HEAD"), times=99))
             ensure("tiny")
             assert all(request.headers["authorization"] == "Bearer hf_secret" for request in hub.requests)
@@ -261,12 +261,12 @@ class TestSeveralConnections:
             storage.bytes_per_second = 50e3
             for address in ("cdn/old", "cdn/new"):
                 storage.add(address, FILE, bigger)
-            redirect = Fault("redirect", location=f"{storage.url}/cdn/old/resolve/main/{FILE}", times=99)
+            redirect = Fault("redirect", location=storage.address("cdn/old", FILE), times=99)
             hub.faults.append(redirect)
 
             def expire(step: FetchProgress) -> None:
                 if step.done:
-                    redirect.location = f"{storage.url}/cdn/new/resolve/main/{FILE}"
+                    redirect.location = storage.address("cdn/new", FILE)
                     storage.files.pop(("cdn/old", FILE), None)
                     storage.bytes_per_second = None
 
@@ -281,7 +281,7 @@ class TestSeveralConnections:
         with running_hub() as storage:
             storage.add("cdn/x", FILE, bigger)
             storage.faults.append(Fault("status", status=404, skip=2, times=4))
-            hub.faults.append(Fault("redirect", location=f"{storage.url}/cdn/x/resolve/main/{FILE}", times=99))
+            hub.faults.append(Fault("redirect", location=storage.address("cdn/x", FILE), times=99))
             assert ensure("tiny").path.read_bytes() == bigger
             assert not storage.faults[0].times
 
@@ -351,7 +351,7 @@ class TestWithoutAPromise:
     def bring(self, hub: LoopbackHub, content: bytes, folder: Path) -> Partial:
         brought = Partial(folder / FILE, Pin("", len(content)))
         brought.open(lambda _: None, None)
-        url = f"{hub.url}/{REPO}/resolve/main/{FILE}"
+        url = hub.address(REPO, FILE)
         meter = Meter("", len(content), None)
         try:
             download(url, {}, brought, meter, explain=lambda reply: f"answered {reply.status}", cancelled=None)

@@ -26,8 +26,7 @@ def command(model: str, quick: bool, as_json: bool) -> None:
 
     Reading and answering with each number of threads and with more in the window, several answers together, bringing
     back what was read, and the model's quantizations beside each other. What was measured is kept, and `localchat
-    models` and `pull` go by it. Without MODEL it is that of the settings, else
-    the one fetched or verified last.
+    models` and `pull` go by it. Without MODEL it is that of the settings, else the one fetched or verified last.
     """
     with ProgressLine() as progress:
         file = trying.here(model, progress)

@@ -14,14 +14,13 @@ from localchat.cli.fetching import make_ready
 from localchat.cli.options import wishes
 from localchat.cli.progress import ProgressLine, bar
 from localchat.client import measured, trials
-from localchat.errors import DamagedFile, Interrupted, LocalchatError, NeedsVerification, NoSuchModel, UsageError
+from localchat.errors import DamagedFile, Interrupted, LocalchatError, NeedsVerification, NoSuchModel
 from localchat.machine import compute_threads
 from localchat.models import store
 from localchat.models.assess import Circumstances
 from localchat.models.comparing import Subject
 from localchat.models.store import ModelFile
-from localchat.paths import paths
-from localchat.safe_text import safe_line
+from localchat.paths import check_utf8, paths
 from localchat.settings import max_ram, settings
 from localchat.trials import Bench, Order, Tuned
 from localchat.tuning import KvType, Tuning
@@ -42,10 +41,7 @@ def here(name: str, progress: ProgressLine) -> ModelFile:
         make_ready(name, progress)
         file = store.resolve(name)
     for place in (file.path, paths().cache):
-        try:
-            str(place).encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{safe_line(str(place))} has a name that is no UTF-8 text: rename it") from None
+        check_utf8(place)
     return file
 
 

@@ -38,8 +38,7 @@ def command(model: str, kv_type: KvType | None, quick: bool, show: bool, undo: b
 
     Threads for answering and for reading, the micro-batch, flash attention, and whether another quantization of the
     model would be faster. What gains three percent or more is kept for this model, and the engine goes by it from the
-    next question on. Without MODEL it is that of the settings, else
-    the one fetched or verified last.
+    next question on. Without MODEL it is that of the settings, else the one fetched or verified last.
     """
     if (show or undo) and (kv_type or quick or (show and undo)):
         raise UsageError("--show and --undo try nothing: give one of them alone")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from localchat.engine.job import ModelSpec, version_of
 from localchat.engine.offload import Weights
-from localchat.errors import NoSuchModel, UsageError
+from localchat.errors import NoSuchModel
 from localchat.models import store
+from localchat.paths import check_utf8
 from localchat.safe_text import safe_line
 from localchat.trials import key_of, tuning_of
 from localchat.tuning import Tuning
@@ -22,10 +23,7 @@ def spec_of(name: str, *, may_hash: bool = True) -> ModelSpec:
     `store.resolve` raises, and `UsageError` for a file whose name cannot be said in JSON.
     """
     file = store.resolve(name, may_hash=may_hash)
-    try:
-        str(file.path).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{safe_line(str(file.path))} has a name that is no UTF-8 text: rename it") from None
+    check_utf8(file.path)
     try:
         version = version_of(file.path.stat())
     except OSError as error:

@@ -114,12 +114,7 @@ def resolve(
     if file:
         return _outside(file, may_hash, on_hashed, cancelled)
     found = list(_scan())
-    if not name:
-        if not found:
-            raise NoSuchModel("no model is installed: name a catalogue model or a file with -m")
-        chosen = max(found, key=_recency)
-    else:
-        chosen = _named(name, found)
+    chosen = _named(name, found) if name else _usual(found)
     return _verified(chosen, _names(found), may_hash, on_hashed, cancelled)
 
 
@@ -144,7 +139,7 @@ def remembered(name: str) -> ModelFile:
     last, though it may have changed since. Raises `NoSuchModel`.
     """
     found = list(_scan())
-    model = find(name) if name or not found else _described(max(found, key=_recency), _names(found))
+    model = find(name) if name else _described(_usual(found), _names(found))
     known = [records.read(part) for part in parts(model.path)]
     return replace(model, sha256=_hash_of([one.sha256 for one in known if one]) if all(known) else None)
 
@@ -332,6 +327,13 @@ def _names(found: list[_Found]) -> dict[Path, str]:
         candidates[one.path] = [*names, one.place]
     count = Counter(name.lower() for names in candidates.values() for name in names)
     return {path: next((n for n in names if count[n.lower()] == 1), names[-1]) for path, names in candidates.items()}
+
+
+def _usual(found: list[_Found]) -> _Found:
+    """The model that is meant where none is named. Raises `NoSuchModel`."""
+    if not found:
+        raise NoSuchModel("no model is installed: name a catalogue model or a file with -m")
+    return max(found, key=_recency)
 
 
 def _recency(one: _Found) -> tuple[float, int]:
